@@ -1,0 +1,164 @@
+"""The vocabulary every process shares: what a user wants, where it goes, what was seen of it.
+
+Frozen values that cross a process or a disk, readable as JSON. They import nothing of the other processes.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+
+NAME = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$"
+Name = Annotated[str, StringConstraints(pattern=NAME)]
+EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
+_SECRET = re.compile(r"(TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|PRIVATE_?KEY)", re.IGNORECASE)
+
+
+class Resource(BaseModel):
+    """A frozen value; an unknown field is a typo and is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    def to_json(self) -> bytes:
+        return self.model_dump_json(exclude_none=True).encode()
+
+
+class EngineKind(StrEnum):
+    """What computes."""
+
+    VLLM = "vllm"
+    LAYER_SHARD = "layer-shard"
+    SIM = "sim"
+
+
+class Backend(StrEnum):
+    """How an engine is run on its node."""
+
+    NATIVE = "native"
+    DOCKER = "docker"
+
+
+class Intent(StrEnum):
+    """What a placement should do (desired)."""
+
+    SERVE = "serve"
+    DRAIN = "drain"  # finish what runs, then stop and be forgotten
+
+
+class Phase(StrEnum):
+    """What an engine was last seen doing (observed)."""
+
+    PREPARING = "preparing"  # its model's files are fetched or converted
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+class DeploymentSpec(Resource):
+    """What a user wants to run. The fields of POST /v1/deployments, without the name."""
+
+    model: Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$")]
+    engine: EngineKind = EngineKind.VLLM
+    backend: Backend = Backend.NATIVE
+    docker_image: str | None = None
+    model_path: str | None = None
+    device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|(cuda:)?\d+(,(cuda:)?\d+)*)$")] = "auto"
+    tensor_parallel_size: int | None = Field(default=None, ge=1, le=1024)
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    replicas: int = Field(default=1, ge=0, le=1024)
+    dtype: Annotated[str, StringConstraints(pattern=r"^(auto|float32|float16|bfloat16)$")] = "auto"
+    max_model_len: int | None = Field(default=None, ge=16, le=100_000_000)
+    engine_args: dict[str, Any] = Field(default_factory=dict)
+    env: dict[EnvName, str] = Field(default_factory=dict)
+
+    @field_validator("model_path")
+    @classmethod
+    def _absolute(cls, path: str | None) -> str | None:
+        if path is not None and (not path.startswith("/") or "\0" in path or ".." in path.split("/")):
+            raise ValueError("must be an absolute path on the node, without '..'")
+        return path
+
+    @field_validator("env")
+    @classmethod
+    def _no_secrets(cls, env: dict[str, str]) -> dict[str, str]:
+        for name in env:
+            if _SECRET.search(name):
+                raise ValueError(f"{name} looks like a secret and would be stored readably; set it for the worker")
+        return env
+
+    @model_validator(mode="after")
+    def _image_needs_docker(self) -> DeploymentSpec:
+        if self.docker_image is not None and self.backend is not Backend.DOCKER:
+            raise ValueError('docker_image needs "backend": "docker"')
+        return self
+
+
+class Deployment(Resource):
+    """A spec with a name. Every change of the spec is a new generation."""
+
+    name: Name
+    uid: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]{5}$")]  # tells a re-created deployment from the old one
+    generation: int = Field(ge=1)
+    created_at: str  # ISO 8601, UTC; shown to people, never compared
+    spec: DeploymentSpec
+
+
+class Device(Resource):
+    """One thing a node can compute on."""
+
+    id: str  # "cpu", "cuda:0"
+    kind: str  # "cpu", "cuda"
+    name: str
+    memory_bytes: int
+
+
+class Node(Resource):
+    """One machine's agent and what it offers. Its key lives under the agent's lease."""
+
+    name: Name
+    instance: str  # of the agent's state folder: tells a restarted agent from a second one with the same name
+    agent_endpoint: str  # host:port of its gRPC service (logs)
+    devices: tuple[Device, ...]
+    engines: tuple[EngineKind, ...]  # that can be started here
+    version: str
+
+
+class Placement(Resource):
+    """A replica bound to devices of a node. An engine of an older epoch is never routed to."""
+
+    id: str  # DEPLOYMENT-UID-INDEX
+    epoch: int = Field(ge=1)
+    deployment: Name
+    generation: int
+    replica: int = Field(ge=0)
+    node: Name
+    devices: tuple[str, ...]
+    intent: Intent = Intent.SERVE
+    spec: DeploymentSpec
+
+
+class ReplicaStatus(Resource):
+    """What the agent saw of a placement. Not under the lease: when an agent dies, its engines go on serving."""
+
+    id: str
+    epoch: int
+    node: Name
+    phase: Phase
+    message: str = ""  # progress, or why it failed and what to do
+    endpoint: str | None = None  # host:port of the shim
+    pid: int | None = None
+    restarts: int = 0
+    memory_bytes: int | None = None  # held by the engine, as it reports
+
+
+class Refusal(Resource):
+    """Why replicas of a deployment have no place."""
+
+    deployment: Name
+    missing: int  # replicas without a place
+    reasons: dict[str, str]  # node -> why not
