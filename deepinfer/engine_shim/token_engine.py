@@ -12,6 +12,20 @@ from enum import StrEnum
 from typing import Protocol
 
 from deepinfer.engine_shim.kv_contents import KvContents
+from deepinfer.fleet.errors import InvalidRequest
+
+
+class ContextTooLong(InvalidRequest):
+    """The prompt does not fit into the model's context."""
+
+    def __init__(self, prompt_tokens: int, max_model_len: int, *, param: str = "prompt") -> None:
+        super().__init__(
+            f"This model's maximum context length is {max_model_len} tokens, prompt and answer together, "
+            f"but the prompt has {prompt_tokens} tokens; shorten it.",
+            param=param,
+        )
+        self.prompt_tokens = prompt_tokens
+        self.max_model_len = max_model_len
 
 
 class FinishReason(StrEnum):

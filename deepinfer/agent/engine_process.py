@@ -1,0 +1,185 @@
+"""One engine's process group: who it is, when it ends, and that nothing of it is left.
+
+A process is known to be ours by a mark in its environment, not by a record: so a kill -9 of the agent between spawn and
+record can never make two engines, and a recycled pid is never taken for an engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+MARK = "DEEPINFER_PLACEMENT"
+KILL_AFTER_SECONDS = 10.0
+_LOOK_AGAIN_SECONDS = 0.5  # where the kernel cannot tell that a process ended (macOS)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What stands in the environment of every process of an engine."""
+
+    placement: str
+    epoch: int
+    instance: str  # of the agent's state folder: another agent's engines on this machine are not ours
+
+    @classmethod
+    def parse(cls, text: str) -> Mark | None:
+        placement, _, rest = text.partition(":")
+        epoch, _, instance = rest.partition(":")
+        return cls(placement, int(epoch), instance) if epoch.isascii() and epoch.isdigit() and instance else None
+
+    def __str__(self) -> str:
+        return f"{self.placement}:{self.epoch}:{self.instance}"
+
+
+@dataclass(frozen=True)
+class EngineProcess:
+    """The shim, and through its mark and session everything it started."""
+
+    mark: Mark
+    pid: int
+    created: float  # with the pid, the identity of a process
+    socket: Path
+    folder: Path  # its log and launch file
+    child: subprocess.Popen[bytes] | None = field(default=None, compare=False)  # None for an adopted one
+    has_shim: bool = True  # False: its shim died while no agent looked, and `pid` is a worker it left behind
+
+    async def ended(self) -> int | None:
+        """Wait for the shim's end; its exit status, which only a parent learns (negative: the signal)."""
+        async with _exit_event(self.pid) as exited:
+            if self._alive():
+                await exited.wait()
+        return self.child.wait() if self.child else None  # reaps it; it has ended, so this does not block
+
+    async def terminate(self) -> None:
+        """SIGTERM to all of it, SIGKILL after a while; returns when every process is verified gone."""
+        self._signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(KILL_AFTER_SECONDS):
+                await self._gone()
+        except TimeoutError:
+            await self.kill()
+
+    async def kill(self) -> None:
+        """SIGKILL to all of it; returns when every process is verified gone."""
+        while self.members():
+            self._signal(signal.SIGKILL)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(1):  # one may have been forked meanwhile: signal again
+                    await self._gone()
+
+    def members(self) -> list[psutil.Process]:
+        """Everything alive of this engine, orphans and strays that left its session included."""
+        marked = {process.pid: process for process in _processes_marked(self.mark.instance, self.mark)}
+        if self.has_shim and (marked or self._alive()):  # without these the session's number may belong to somebody else by now
+            marked |= {process.pid: process for process in _session(self.pid)}
+        return list(marked.values())
+
+    async def _gone(self) -> None:
+        while members := self.members():
+            for process in members:
+                await _exit_of(process.pid)
+
+    def _alive(self) -> bool:
+        try:
+            process = psutil.Process(self.pid)
+            return process.create_time() == self.created and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    def _signal(self, number: int) -> None:
+        """The group at once, because it may be forking; then one by one whoever left it."""
+        whole_group = self.has_shim and self._alive()
+        if whole_group:
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, number)
+        for process in self.members():
+            with suppress(psutil.NoSuchProcess, ProcessLookupError):
+                if not (whole_group and os.getpgid(process.pid) == self.pid):
+                    process.send_signal(number)
+
+
+def engine_processes(instance: str) -> dict[Mark, list[psutil.Process]]:
+    """Every living process of this agent's engines, whoever its parent is."""
+    found: dict[Mark, list[psutil.Process]] = {}
+    for process in _processes_marked(instance):
+        mark = mark_of(process)
+        if mark is not None:
+            found.setdefault(mark, []).append(process)
+    return found
+
+
+def mark_of(process: psutil.Process) -> Mark | None:
+    """The mark in a process's environment; None where we may not look or it has ended."""
+    try:
+        if process.uids().real != os.getuid() or process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        return Mark.parse(process.environ().get(MARK, ""))
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return None
+    except OSError as error:  # a process that is just being replaced by exec
+        log.debug("the environment of process %d cannot be read: %s", process.pid, error)
+        return None
+
+
+def _processes_marked(instance: str, wanted: Mark | None = None) -> Iterator[psutil.Process]:
+    for process in psutil.process_iter():
+        mark = mark_of(process)
+        if mark is not None and mark.instance == instance and wanted in (None, mark):
+            yield process
+
+
+def _session(leader: int) -> Iterator[psutil.Process]:
+    for process in psutil.process_iter():
+        with suppress(ProcessLookupError, PermissionError, psutil.NoSuchProcess):
+            if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
+                yield process
+
+
+async def _exit_of(pid: int) -> None:
+    async with _exit_event(pid) as exited:
+        await exited.wait()
+
+
+@asynccontextmanager
+async def _exit_event(pid: int) -> AsyncIterator[asyncio.Event]:
+    """An event that is set when the process ends, be it a child or not; already set if it has ended."""
+    exited = asyncio.Event()
+    if sys.platform != "linux":
+        async with asyncio.TaskGroup() as tasks:
+            looking = tasks.create_task(_look_for_the_end(pid, exited))
+            yield exited
+            looking.cancel()
+        return
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        exited.set()
+        yield exited
+        return
+    loop = asyncio.get_running_loop()
+    loop.add_reader(descriptor, exited.set)
+    try:
+        yield exited
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+
+
+async def _look_for_the_end(pid: int, exited: asyncio.Event) -> None:
+    with suppress(psutil.NoSuchProcess):
+        while psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+            await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+    exited.set()

@@ -1,0 +1,124 @@
+"""Starts engines as native processes of this machine, and finds those an earlier agent started.
+
+Engines live in sessions of their own, so they outlive the agent. What must be known of one before it exists (launch
+file, socket path, mark) is derived from its placement, so adoption needs no record.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from deepinfer.agent.durable_file import write_durably
+from deepinfer.agent.engine_log import start_new_log
+from deepinfer.agent.engine_process import MARK, EngineProcess, Mark, engine_processes
+from deepinfer.fleet.launch import EngineLaunch
+from deepinfer.fleet.resources import Placement
+
+SHIM = (sys.executable, "-m", "deepinfer.engine_shim")
+_SECRET = re.compile(r"TOKEN(?!IZERS)|SECRET|PASSW|CREDENTIAL|API_?KEY|PRIVATE_?KEY", re.IGNORECASE)
+_PLACEMENT_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,126}")
+
+
+def is_placement_id(text: str) -> bool:
+    """Ids become folder names: nothing else may get through."""
+    return _PLACEMENT_ID.fullmatch(text) is not None
+
+
+@dataclass(frozen=True)
+class NativeLauncher:
+    """One per agent."""
+
+    instance: str
+    engines: Path  # a folder for each placement
+    sockets: Path
+    environment: Mapping[str, str]  # the agent's own
+    shim: Sequence[str] = SHIM
+
+    def folder(self, placement_id: str) -> Path:
+        return self.engines / placement_id
+
+    def start(self, placement: Placement, model: Path | None) -> EngineProcess:
+        """Start its engine, or answer the one that runs already."""
+        for running in self.running():
+            if running.has_shim and (running.mark.placement, running.mark.epoch) == (placement.id, placement.epoch):
+                return running
+        mark = Mark(placement.id, placement.epoch, self.instance)
+        folder, socket = self.folder(placement.id), self._socket(mark)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        launch_file = folder / "launch.json"
+        write_durably(launch_file, _launch(placement, model, socket).to_json())
+        log_descriptor = start_new_log(folder)
+        try:
+            child = subprocess.Popen(
+                [*self.shim, str(launch_file)],
+                cwd=folder,
+                env=self._environment_for(placement, mark),
+                stdin=subprocess.DEVNULL,
+                stdout=log_descriptor,
+                stderr=log_descriptor,
+                start_new_session=True,
+            )
+        finally:
+            os.close(log_descriptor)
+        return EngineProcess(mark, child.pid, psutil.Process(child.pid).create_time(), socket, folder, child)
+
+    def running(self) -> list[EngineProcess]:
+        """Every engine of this agent that has a living process, also one whose shim died and left workers behind."""
+        return [self._process(mark, members) for mark, members in engine_processes(self.instance).items()]
+
+    def _process(self, mark: Mark, members: Sequence[psutil.Process]) -> EngineProcess:
+        shim = next((process for process in members if _leads_a_session(process)), None)
+        process = shim or members[0]
+        folder = self.folder(mark.placement)
+        return EngineProcess(
+            mark, process.pid, process.create_time(), self._socket(mark), folder, has_shim=shim is not None
+        )
+
+    def _socket(self, mark: Mark) -> Path:
+        return self.sockets / f"{hashlib.sha256(str(mark).encode()).hexdigest()[:16]}.sock"
+
+    def _environment_for(self, placement: Placement, mark: Mark) -> dict[str, str]:
+        inherited = {name: value for name, value in self.environment.items() if not _SECRET.search(name)}
+        gpus = [device.removeprefix("cuda:") for device in placement.devices if device.startswith("cuda:")]
+        return {
+            **inherited,
+            **placement.spec.env,
+            MARK: str(mark),
+            "CUDA_VISIBLE_DEVICES": ",".join(gpus),
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # NVML's numbering, which the inventory uses
+            "PYTHONUNBUFFERED": "1",
+        }
+
+
+def _launch(placement: Placement, model: Path | None, socket: Path) -> EngineLaunch:
+    spec = placement.spec
+    return EngineLaunch(
+        placement=placement.id,
+        epoch=placement.epoch,
+        engine=spec.engine,
+        served_names=tuple(dict.fromkeys((placement.deployment, spec.model))),
+        model_path=model,
+        device="cuda" if any(device.startswith("cuda") for device in placement.devices) else "cpu",
+        dtype=spec.dtype,
+        max_model_len=spec.max_model_len,
+        gpu_memory_utilization=spec.gpu_memory_utilization,
+        tensor_parallel_size=spec.tensor_parallel_size,
+        engine_args=spec.engine_args,
+        socket=socket,
+    )
+
+
+def _leads_a_session(process: psutil.Process) -> bool:
+    try:
+        return os.getsid(process.pid) == process.pid
+    except ProcessLookupError:
+        return False

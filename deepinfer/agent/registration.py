@@ -1,0 +1,51 @@
+"""This node's key in the store, under a lease: no key means "not heard of", never "dead".
+
+A lost lease costs the key and nothing else: engines are left alone and a new lease is taken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from deepinfer.fleet import keys
+from deepinfer.fleet.errors import DeepinferError, LeaseLost, StoreConflict, StoreFull, StoreUnavailable
+from deepinfer.fleet.resources import Node
+from deepinfer.fleet.store import EtcdStore, Lease
+
+_TRY_AGAIN_SECONDS = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class NodeNameTaken(DeepinferError):
+    """Another worker has this name; give this one another name."""
+
+
+async def stay_registered(store: EtcdStore, node: Node, lease_seconds: int, registered: asyncio.Event) -> None:
+    """Keep the node's key there, for ever. Raises `NodeNameTaken` if another worker holds it."""
+    while True:
+        try:
+            async with store.lease(lease_seconds) as lease:
+                await _claim(store, node, lease)
+                registered.set()
+                await lease.lost.wait()
+            log.warning("the lease of node %s is lost; its engines keep running, registering again", node.name)
+        except StoreConflict:
+            continue  # somebody wrote the key meanwhile: look whose it is
+        except (StoreUnavailable, StoreFull, LeaseLost) as error:
+            log.warning("node %s cannot be registered, its engines keep running: %s", node.name, error)
+        await asyncio.sleep(_TRY_AGAIN_SECONDS)
+
+
+async def _claim(store: EtcdStore, node: Node, lease: Lease) -> None:
+    key = keys.node(node.name)
+    reading = await store.read(key)
+    if key in reading.entries:
+        holder = Node.model_validate_json(reading.entries[key].value)
+        if holder.instance != node.instance:
+            raise NodeNameTaken(
+                f'Another worker is registered as "{node.name}" (its agent is at {holder.agent_endpoint}); give this '
+                "one another name, or stop that one and wait until its lease has run out."
+            )
+    await store.commit({key: node.to_json()}, if_unchanged=reading, lease=lease)

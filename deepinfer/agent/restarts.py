@@ -1,0 +1,29 @@
+"""When an engine that failed may be tried again. Pure. 1 s, 2 s, 4 s … 300 s; ten good minutes forgive everything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+FIRST_BACKOFF_SECONDS = 1.0
+LONGEST_BACKOFF_SECONDS = 300.0
+FORGIVEN_AFTER_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class Restarts:
+    """The history of one epoch of one placement on this node."""
+
+    total: int = 0  # processes started after the first
+    in_a_row: int = 0  # failures without ten good minutes between them
+    not_before: float = 0.0
+
+    def after_failure(self, now: float, ready_seconds: float) -> Restarts:
+        """`ready_seconds`: how long it had been ready when it failed."""
+        earlier = 0 if ready_seconds >= FORGIVEN_AFTER_SECONDS else self.in_a_row
+        doublings = min(earlier, 16)  # 2**1000 is no float
+        backoff = min(FIRST_BACKOFF_SECONDS * 2**doublings, LONGEST_BACKOFF_SECONDS)
+        return replace(self, in_a_row=earlier + 1, not_before=now + backoff)
+
+    def after_start(self) -> Restarts:
+        """Another process of the same epoch."""
+        return replace(self, total=self.total + 1)

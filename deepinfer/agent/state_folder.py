@@ -1,0 +1,76 @@
+"""The agent's own folder: one agent at a time, and an identity that survives restarts."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from deepinfer.agent.durable_file import write_durably
+from deepinfer.agent.engine_process import mark_of
+from deepinfer.fleet.errors import DeepinferError
+
+_INSTANCE = re.compile(r"[0-9a-f]{16}")
+
+log = logging.getLogger(__name__)
+
+
+class StateInUse(DeepinferError):
+    """Another worker uses this state folder; stop it, or start this one with another --state-dir."""
+
+
+@dataclass(frozen=True)
+class StateFolder:
+    """What an agent keeps between its runs."""
+
+    path: Path
+    instance: str
+
+    @property
+    def engines(self) -> Path:
+        return self.path / "engines"
+
+
+@contextmanager
+def opened_state(path: Path) -> Iterator[StateFolder]:
+    """The folder at `path`, ours alone until the block ends. Raises `StateInUse`."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (path / "engines").mkdir(mode=0o700, exist_ok=True)
+    with (path / "lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StateInUse(
+                f"Another worker uses the state folder {path}; stop it, or give this one another name or --state-dir."
+            ) from error
+        yield StateFolder(path, _instance_of(path))
+
+
+def _instance_of(path: Path) -> str:
+    file = path / "instance"
+    with suppress(FileNotFoundError, UnicodeDecodeError):
+        instance = file.read_text().strip()
+        if _INSTANCE.fullmatch(instance):
+            return instance
+    instance = _instance_of_running_engines(path / "engines") or secrets.token_hex(8)
+    if file.exists():
+        log.warning("%s was damaged; this worker now goes by %s", file, instance)
+    write_durably(file, f"{instance}\n".encode())
+    return instance
+
+
+def _instance_of_running_engines(engines: Path) -> str | None:
+    """The name this folder's living engines know their agent by, so that a damaged file does not orphan them."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            mark = mark_of(process)
+            if mark is not None and Path(process.cwd()).parent == engines.resolve():
+                return mark.instance
+    return None

@@ -1,0 +1,183 @@
+"""The server as the command line sees it: its management API and its chat endpoint, over HTTP.
+
+Every failure leaves here as one of `failures`; nothing above this module knows httpx. Answers stay plain JSON objects
+("views"): the server owns their meaning, and `-o json` must not lose a field a newer server adds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import httpx
+
+from deepinfer.cli.failures import CommandError, InvalidInput, NotFound, OperationFailed, ServerNotReachable
+
+View = dict[str, Any]
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_PATIENT = httpx.Timeout(10, read=None)  # an answer may take as long as the model needs
+
+
+class Server:
+    """One deepinfer server; use it as a context, so that its connections are closed."""
+
+    def __init__(self, address: str) -> None:
+        self.url = _url(address)
+        local = urlsplit(self.url).hostname in _LOOPBACK  # a proxy from the environment cannot reach our own loopback
+        self._http = httpx.Client(base_url=self.url, timeout=httpx.Timeout(30, connect=5), trust_env=not local)
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def healthy(self) -> bool:
+        try:
+            return self._http.get("/health", timeout=2).is_success
+        except httpx.TransportError:
+            return False
+
+    def deployments(self) -> list[View]:
+        return _listed(self._ask("GET", "/v1/deployments"))
+
+    def deployment(self, name: str) -> View:
+        return _object(self._ask("GET", _path("deployments", name)))
+
+    def create(self, fields: View) -> View:
+        return _object(self._ask("POST", "/v1/deployments", fields))
+
+    def put(self, name: str, spec: View) -> View:
+        return _object(self._ask("PUT", _path("deployments", name), spec))
+
+    def delete(self, name: str) -> View:
+        return _object(self._ask("DELETE", _path("deployments", name)))
+
+    def replicas(self) -> list[View]:
+        return _listed(self._ask("GET", "/v1/replicas"))
+
+    def nodes(self) -> list[View]:
+        return _listed(self._ask("GET", "/v1/nodes"))
+
+    def logs(self, replica: str, *, tail: int | None, follow: bool, previous: bool) -> Iterator[str]:
+        """The text in pieces as it comes; with `follow` it ends when the replica does."""
+        wanted: dict[str, str | int] = {"follow": _flag(follow), "previous": _flag(previous)}
+        if tail is not None:
+            wanted["tail"] = tail
+        with self._failures(), self._stream("GET", f"{_path('replicas', replica)}/logs", params=wanted) as response:
+            yield from response.iter_text()
+
+    def chat(self, request: View) -> Iterator[View]:
+        """The delta of each chunk of a streamed answer."""
+        body = {**request, "stream": True}
+        with self._failures(), self._stream("POST", "/v1/chat/completions", json=body) as response:
+            for line in response.iter_lines():
+                if not line.startswith("data:"):
+                    continue
+                data = line.removeprefix("data:").strip()
+                if data == "[DONE]":
+                    return
+                yield _delta(data)
+        raise OperationFailed("The answer broke off before its end; ask again, or see `deepinfer get replicas`.")
+
+    def _ask(self, method: str, path: str, body: View | None = None) -> Any:
+        with self._failures():
+            response = self._http.request(method, path, json=body)
+        if response.is_success:
+            return self._parsed(response)
+        raise self._refusal(response)
+
+    @contextmanager
+    def _stream(self, method: str, path: str, **parts: Any) -> Iterator[httpx.Response]:
+        with self._http.stream(method, path, timeout=_PATIENT, **parts) as response:
+            if not response.is_success:
+                response.read()
+                raise self._refusal(response)
+            yield response
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise ServerNotReachable(
+                f"No deepinfer server answers at {self.url}; start one with `deepinfer up`, or name another with --server."
+            ) from error
+        except httpx.TransportError as error:
+            raise ServerNotReachable(
+                f"The server at {self.url} stopped answering ({type(error).__name__}); see its log and try again."
+            ) from error
+
+    def _parsed(self, response: httpx.Response) -> Any:
+        try:
+            return response.json()
+        except ValueError as error:
+            raise self._stranger() from error
+
+    def _refusal(self, response: httpx.Response) -> CommandError:
+        """The server's own words; the exit code follows from the status."""
+        try:
+            message = str(response.json()["error"]["message"])
+        except (ValueError, KeyError, TypeError):
+            return self._stranger() if response.status_code < 500 else OperationFailed(_fault(self.url, response))
+        match response.status_code:
+            case 404:
+                return NotFound(message)
+            case 400 | 413 | 422:
+                return InvalidInput(message)
+        return OperationFailed(message)
+
+    def _stranger(self) -> ServerNotReachable:
+        return ServerNotReachable(f"What answers at {self.url} is not deepinfer; name its server with --server.")
+
+
+def _url(address: str) -> str:
+    url = (address if "://" in address else f"http://{address}").rstrip("/")
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        sound = False
+    if not sound:
+        raise InvalidInput(f"{address!r} is not a server's address; write it like http://127.0.0.1:8082.")
+    return url
+
+
+def _path(kind: str, name: str) -> str:
+    return f"/v1/{kind}/{quote(name, safe='')}"
+
+
+def _flag(value: bool) -> str:
+    return "true" if value else "false"
+
+
+def _listed(body: Any) -> list[View]:
+    found = body.get("data") if isinstance(body, dict) else body
+    if not isinstance(found, list):
+        raise OperationFailed("The server's answer is not a list; is it another version than this command?")
+    return found
+
+
+def _object(body: Any) -> View:
+    if not isinstance(body, dict):
+        raise OperationFailed("The server's answer is not an object; is it another version than this command?")
+    return body
+
+
+def _fault(url: str, response: httpx.Response) -> str:
+    return f"The server at {url} failed with HTTP {response.status_code}; its log says why."
+
+
+def _delta(data: str) -> View:
+    """An engine that breaks after the first token tells so inside the stream: the status was sent long before."""
+    try:
+        chunk = json.loads(data)
+        if "error" in chunk:
+            raise OperationFailed(f"The answer broke off: {chunk['error']['message']}")
+        choices = chunk.get("choices") or [{}]  # the chunk that carries the usage has none
+        return _object(choices[0].get("delta") or {})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise OperationFailed("The server streamed something that is not a chat answer.") from error

@@ -1,0 +1,81 @@
+"""The gateway: one plain ASGI function in front of everything. No middleware; what carries a model goes to an engine.
+
+POST  /v1/chat/completions, /v1/…, /tokenize, /detokenize    relayed to an engine (relay.py)
+GET   /v1/models, /v1/models/NAME, /health, /ready, /metrics  answered here
+*     everything else                                         the management API, lifespan included
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from deepinfer.control_plane.gateway.asgi import App, Receive, Reply, Scope, Send
+from deepinfer.control_plane.gateway.metrics import Metrics
+from deepinfer.control_plane.gateway.openai_errors import MethodNotAllowed, error_reply
+from deepinfer.control_plane.gateway.openai_models import model_list, one_model
+from deepinfer.control_plane.gateway.relay import RELAYED_PATHS, Relay
+from deepinfer.control_plane.router.replicas import Replicas
+from deepinfer.fleet.errors import DeepinferError, NoReadyReplica
+
+MANAGEMENT_PATHS = ("/v1/deployments", "/v1/replicas", "/v1/nodes")
+"""POSTs below these are the management API's; every other POST below /v1/ names a model."""
+
+
+class Gateway:
+    """`management` is the ASGI application that gets what is not the gateway's."""
+
+    def __init__(
+        self, replicas: Replicas, management: App, management_paths: tuple[str, ...] = MANAGEMENT_PATHS
+    ) -> None:
+        metrics = Metrics(replicas)
+        self._replicas = replicas
+        self._management = management
+        self._management_paths = management_paths
+        self._relay = Relay(replicas, metrics)
+        self._pages: dict[str, Callable[[], Reply]] = {
+            "/health": lambda: Reply(200, b'{"status":"ok"}'),
+            "/ready": self._ready,
+            "/metrics": metrics.page,
+            "/v1/models": lambda: model_list(replicas),
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._management(scope, receive, send)
+        elif scope["method"] == "POST" and self._is_relayed(scope["path"]):
+            await self._relay(scope, receive, send)
+        elif (page := self._page(scope["path"])) is not None:
+            await _answer(page, scope["method"]).send(send)
+        elif scope["path"] in RELAYED_PATHS:
+            await _not_allowed(scope["method"], "POST").send(send)
+        else:
+            await self._management(scope, receive, send)
+
+    def _is_relayed(self, path: str) -> bool:
+        if path in RELAYED_PATHS:
+            return True
+        return path.startswith("/v1/") and not path.startswith(self._management_paths) and self._page(path) is None
+
+    def _page(self, path: str) -> Callable[[], Reply] | None:
+        if path.startswith("/v1/models/"):
+            return lambda: one_model(self._replicas, path.removeprefix("/v1/models/"))
+        return self._pages.get(path)
+
+    def _ready(self) -> Reply:
+        """Whether a load balancer should send requests here; a model that is not ready is no reason not to."""
+        if not self._replicas.has_view:
+            raise NoReadyReplica("The gateway has not read what is deployed yet; is etcd reachable?")
+        return Reply(200, b'{"status":"ready"}')
+
+
+def _answer(page: Callable[[], Reply], method: str) -> Reply:
+    if method not in ("GET", "HEAD"):
+        return _not_allowed(method, "GET, HEAD")
+    try:
+        return page()
+    except DeepinferError as error:
+        return error_reply(error)
+
+
+def _not_allowed(method: str, allowed: str) -> Reply:
+    return error_reply(MethodNotAllowed(f"{method} is not possible here; use {allowed}.", allowed))

@@ -1,0 +1,128 @@
+"""From an HTTP request to the call an engine gets: its bytes untouched, and only what routing needs read from them.
+
+The whole body must be valid JSON, so that an engine never sees what this gateway could not read; what its fields mean
+is the engine's to judge. Any content type is taken for JSON: `curl -d` says it sends a form.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from secrets import token_hex
+
+import msgspec
+
+from deepinfer.control_plane.gateway.asgi import Headers, Receive, Scope
+from deepinfer.control_plane.gateway.openai_errors import BodyTooLarge
+from deepinfer.engine_shim.frames import EngineCall
+from deepinfer.fleet.errors import InvalidRequest
+
+BODY_LIMIT = 16 << 20
+HOP_BY_HOP = frozenset(
+    (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"expect")
+)
+# What proves who the client is to this gateway is nobody else's business.
+CREDENTIALS = frozenset((b"authorization", b"proxy-authorization", b"cookie", b"api-key", b"x-api-key"))
+NOT_PASSED_ON = HOP_BY_HOP | CREDENTIALS | {b"host", b"content-type", b"content-length", b"x-request-id"}
+_KEPT_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+
+
+class ClientGone(Exception):  # noqa: N818 - nobody is left to be told of an error
+    """The client hung up before its request was whole."""
+
+
+class _Routing(msgspec.Struct):
+    model: str
+
+
+_decoder = msgspec.json.Decoder(_Routing)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRequest:
+    """A request that names a model."""
+
+    model: str
+    call: EngineCall
+
+
+def request_id(scope: Scope) -> bytes:
+    """The client's own X-Request-Id if it is a plain one, else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _KEPT_ID.fullmatch(value):
+            return bytes(value)
+    return token_hex(16).encode()
+
+
+async def read_request(scope: Scope, receive: Receive, request_id: bytes) -> ModelRequest:
+    """Raises `InvalidRequest` naming what is wrong and where, and `ClientGone`."""
+    body = await _read_body(scope, receive)
+    model = model_named_in(body)
+    headers = _passed_on(scope["headers"], request_id, len(body))
+    return ModelRequest(model, EngineCall(scope["method"], scope["path"], scope["query_string"], headers, body))
+
+
+def model_named_in(body: bytes) -> str:
+    """The "model" of a JSON body; the only field looked at, but a body that is broken anywhere is refused."""
+    if not body:
+        raise InvalidRequest("The body is empty; send a JSON object with a 'model'.")
+    try:
+        return _decoder.decode(body.decode()).model
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"The body is not valid UTF-8 (byte {error.start}).") from error
+    except RecursionError as error:
+        raise InvalidRequest("The body's JSON is nested too deeply.") from error
+    except msgspec.ValidationError as error:
+        raise _wrong_shape(str(error)) from error
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(f"The body is not valid JSON: {_fault(str(error))}.") from error
+
+
+def _wrong_shape(fault: str) -> InvalidRequest:
+    if "missing required field" in fault:
+        return InvalidRequest("The body has no 'model'; GET /v1/models lists what is served.", "model")
+    if "$.model" in fault:
+        return InvalidRequest(f"'model' must be a string: {fault.partition(' - at')[0].lower()}.", "model")
+    return InvalidRequest(f"The body must be a JSON object: {fault.lower()}.")
+
+
+def _fault(fault: str) -> str:
+    return fault.removeprefix("JSON is malformed: ").replace("Input data was truncated", "it ends too early")
+
+
+async def _read_body(scope: Scope, receive: Receive) -> bytes:
+    for name, value in scope["headers"]:
+        if name == b"content-length" and int(value) > BODY_LIMIT:
+            raise _too_large()
+    pieces: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        pieces.append(message.get("body", b""))
+        size += len(pieces[-1])
+        if size > BODY_LIMIT:
+            raise _too_large()
+        if not message.get("more_body"):
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _too_large() -> BodyTooLarge:
+    return BodyTooLarge(f"The body is larger than {BODY_LIMIT >> 20} MiB; send less.")
+
+
+def _passed_on(headers: Headers, request_id: bytes, length: int) -> Headers:
+    named = _named_by_connection(headers)
+    kept = [header for header in headers if header[0] not in NOT_PASSED_ON and header[0] not in named]
+    # An engine may insist on the content type, and the body has been seen to be JSON.
+    kept += ((b"content-type", b"application/json"), (b"content-length", b"%d" % length), (b"x-request-id", request_id))
+    return tuple(kept)
+
+
+def _named_by_connection(headers: Headers) -> frozenset[bytes]:
+    """Headers the client declared to be for this hop only."""
+    for name, value in headers:
+        if name == b"connection" and value.lower() not in (b"keep-alive", b"close"):
+            return frozenset(token.strip().lower() for token in value.split(b","))
+    return frozenset()

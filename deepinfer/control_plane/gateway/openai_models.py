@@ -1,0 +1,56 @@
+"""The router's models in OpenAI's words. `ready` is ours: a model is listed from its deployment on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from deepinfer.control_plane.gateway.asgi import Reply
+from deepinfer.control_plane.router.replicas import Replicas, ServedModel
+from deepinfer.fleet.errors import ModelNotServed, NoReadyReplica
+
+NAMES_SHOWN = 5
+
+
+def model_list(replicas: Replicas) -> Reply:
+    listed = {"object": "list", "data": [_model(model) for model in replicas.models()]}
+    return Reply(200, msgspec.json.encode(listed))
+
+
+def one_model(replicas: Replicas, name: str) -> Reply:
+    for model in replicas.models():
+        if model.name == name:
+            return Reply(200, msgspec.json.encode(_model(model)))
+    raise nobody_for(replicas, name) if not replicas.knows(name) else NoReadyReplica(_not_ready(replicas, name))
+
+
+def nobody_for(replicas: Replicas, model: str) -> ModelNotServed | NoReadyReplica:
+    """Why no replica can take a request for `model`, with what to do about it."""
+    if not replicas.has_view:
+        return NoReadyReplica("The gateway has just started and has not read what is deployed; try again shortly.")
+    if replicas.knows(model):
+        return NoReadyReplica(_not_ready(replicas, model))
+    return ModelNotServed(f"The model '{model[:200]}' is not served here. {_served(replicas)}")
+
+
+def _not_ready(replicas: Replicas, model: str) -> str:
+    return f"'{model}' is deployed, but no replica is ready: {replicas.waits_for(model)}."
+
+
+def _served(replicas: Replicas) -> str:
+    names = [model.name for model in replicas.models()]
+    if not names:
+        return "Nothing is deployed yet: `deepinfer deploy MODEL` deploys a model."
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return f"Served: {', '.join(names[:NAMES_SHOWN])}{more}."
+
+
+def _model(model: ServedModel) -> dict[str, Any]:
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "deepinfer",
+        "ready": model.ready,
+    }

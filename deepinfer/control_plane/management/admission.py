@@ -1,0 +1,122 @@
+"""What a user may ask for: a request body becomes a name and a spec, or a sentence on what to write instead. Pure.
+
+Values of `env` are never repeated in a message, because they may be secret.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from deepinfer.engine_shim.engine_args import check_engine_args
+from deepinfer.fleet.errors import InvalidRequest, NotBuiltYet
+from deepinfer.fleet.resources import Backend, DeploymentSpec, EngineKind, Name
+
+ALLOWED = {
+    "name": "at most 63 lower-case letters, digits, '.', '_' or '-', with a letter or digit at both ends",
+    "model": "a model's name, such as smollm2 or Qwen/Qwen3-0.6B: letters, digits and . _ / : -",
+    "engine": '"layer-shard" or "sim"',
+    "backend": '"native"',
+    "docker_image": "a string",
+    "model_path": "an absolute path on the node, without '..'",
+    "device": '"auto", "cpu", or a CUDA device such as "cuda:0"',
+    "tensor_parallel_size": "a whole number of devices, 1 or more",
+    "gpu_memory_utilization": "a number above 0 and at most 1",
+    "replicas": "a whole number from 0 to 1024",
+    "dtype": '"auto", "float32", "float16" or "bfloat16"',
+    "max_model_len": "a whole number of tokens from 16 to 100000000",
+    "engine_args": "an object of the engine's own options",
+    "env": "an object of environment variables: names of letters, digits and _, and strings",
+}
+_NAME: TypeAdapter[str] = TypeAdapter(Name)
+
+
+def admitted(body: Mapping[str, Any], name: str | None = None) -> tuple[str, DeploymentSpec]:
+    """The name (of the path, of the body, or made from the model) and the spec that a whole body asks for."""
+    fields = _named(body, name)
+    spec = _spec(fields)
+    own = name or body.get("name")
+    return checked_name(default_name(spec.model) if own is None else own), spec
+
+
+def amended(spec: DeploymentSpec, changes: Mapping[str, Any], name: str) -> DeploymentSpec:
+    """The spec with some fields replaced as a whole; null gives a field its default again."""
+    return _spec(spec.model_dump(mode="json") | _named(changes, name))
+
+
+def default_name(model: str) -> str:
+    """What a deployment is called when the user does not say: the last part of the model's name."""
+    last = model.rstrip("/").rpartition("/")[2].lower()
+    return re.sub(r"[^a-z0-9._-]", "-", last)[:63].strip("._-")
+
+
+def checked_name(name: Any) -> str:
+    try:
+        return _NAME.validate_python(name, strict=True)
+    except ValidationError as error:
+        raise InvalidRequest(f"name must be {ALLOWED['name']}{_got(name)}.", param="name") from error
+
+
+def _named(body: Mapping[str, Any], name: str | None) -> dict[str, Any]:
+    """The fields of the spec in the body; `name`, where the path gives one, may be repeated but not changed."""
+    for field in body:
+        if field not in ALLOWED:
+            raise InvalidRequest(_unknown(field), param=field)
+    if name is not None and body.get("name", name) != name:
+        raise InvalidRequest(f"name cannot be changed from {name}; leave it out.", param="name")
+    return {field: value for field, value in body.items() if field != "name"}
+
+
+def _spec(fields: Mapping[str, Any]) -> DeploymentSpec:
+    given = {field: value for field, value in fields.items() if value is not None}
+    try:
+        spec = DeploymentSpec.model_validate_json(json.dumps(given), strict=True)
+    except ValidationError as error:
+        raise _refused(error.errors()[0]) from error
+    _refuse_what_is_not_built(spec)
+    check_engine_args(spec.engine, spec.engine_args)
+    return spec
+
+
+def _refuse_what_is_not_built(spec: DeploymentSpec) -> None:
+    if spec.backend is Backend.DOCKER:
+        raise NotBuiltYet('backend "docker" is not built yet in this version; use "native".')
+    if spec.engine is EngineKind.VLLM:
+        raise NotBuiltYet('engine "vllm" is not built yet in this version; use "layer-shard" or "sim".')
+    if (spec.tensor_parallel_size or 1) > 1:
+        raise NotBuiltYet("tensor_parallel_size above 1 is not built yet in this version; leave it out.")
+    if "," in spec.device:
+        raise NotBuiltYet('Several devices for a replica are not built yet in this version; name one, as in "cuda:0".')
+
+
+def _refused(wrong: ErrorDetails) -> InvalidRequest:
+    """Pydantic's finding in our words."""
+    field = str(wrong["loc"][0]) if wrong["loc"] else None
+    if field is None:
+        return InvalidRequest(f"{_reason(wrong)}.")
+    if wrong["type"] == "missing":
+        return InvalidRequest(f"{field} is required: {ALLOWED[field]}.", param=field)
+    if wrong["type"] == "value_error":
+        return InvalidRequest(f"{field}: {_reason(wrong)}.", param=field)
+    return InvalidRequest(f"{field} must be {ALLOWED[field]}{'' if field == 'env' else _got(wrong['input'])}.", field)
+
+
+def _reason(wrong: ErrorDetails) -> str:
+    return wrong["msg"].removeprefix("Value error, ")
+
+
+def _unknown(field: str) -> str:
+    near = difflib.get_close_matches(field.lower(), ALLOWED, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"the fields are {', '.join(ALLOWED)}."
+    return f"Unknown field {json.dumps(field[:64])}; {hint}"
+
+
+def _got(value: Any) -> str:
+    shown = json.dumps(value, default=str)
+    return f", not {shown if len(shown) <= 80 else shown[:77] + '...'}"

@@ -1,0 +1,105 @@
+"""The shapes the management API answers with: what a person or the CLI reads, and what /docs describes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from deepinfer.fleet.resources import DeploymentSpec, Device, EngineKind, Intent, Phase
+
+DeploymentPhase = Literal["ready", "progressing", "refused", "failed", "draining", "stopped"]
+
+
+class View(BaseModel):
+    """A value that is only shown."""
+
+    model_config = {"frozen": True, "protected_namespaces": ()}
+
+
+class ReplicaView(View):
+    """One running copy of a deployment: where it is and what was last seen of it."""
+
+    id: str
+    deployment: str
+    replica: int
+    epoch: int
+    generation: int
+    node: str
+    node_alive: bool = Field(description="False: its last known state is shown; the engine may still serve.")
+    devices: tuple[str, ...]
+    intent: Intent
+    phase: Phase | None = Field(
+        default=None, description="null until the node's agent has said something of this epoch."
+    )
+    message: str = ""
+    endpoint: str | None = None
+    pid: int | None = None
+    restarts: int = 0
+    memory_bytes: int | None = None
+
+
+class DeploymentStatus(View):
+    """How far the fleet is with a deployment."""
+
+    phase: DeploymentPhase
+    ready: int
+    wanted: int
+    message: str = Field(description="What is missing, or what to do; empty when all is well.")
+
+
+class Identity(View):
+    """What tells one deployment from another, and one of its specs from the next."""
+
+    name: str
+    uid: str
+    generation: int
+    created_at: str
+
+
+class DeploymentView(DeploymentSpec, Identity):
+    """A deployment: what was asked for, and what has become of it."""
+
+    status: DeploymentStatus
+    replica_list: tuple[ReplicaView, ...]
+    refusals: dict[str, str] = Field(description="Node -> why a missing replica cannot go there.")
+
+
+class NodeView(View):
+    """One machine. A node known only from what was placed on it is not alive and shows no devices."""
+
+    name: str
+    alive: bool
+    devices: tuple[Device, ...] = ()
+    engines: tuple[EngineKind, ...] = ()
+    version: str = ""
+    agent_endpoint: str = ""
+    replicas: tuple[str, ...]
+
+
+class DeploymentList(View):
+    """Every deployment, by name."""
+
+    object: Literal["list"] = "list"
+    data: tuple[DeploymentView, ...]
+
+
+class ReplicaList(View):
+    """Every replica, by deployment and number."""
+
+    object: Literal["list"] = "list"
+    data: tuple[ReplicaView, ...]
+
+
+class NodeList(View):
+    """Every node, by name."""
+
+    object: Literal["list"] = "list"
+    data: tuple[NodeView, ...]
+
+
+class Deleted(View):
+    """The deployment is gone; its replicas drain and then stop."""
+
+    name: str
+    deleted: Literal[True] = True

@@ -1,0 +1,131 @@
+"""The router's live view of the fleet: which engines there are, and which of them are ready for a model right now.
+
+What should be reachable comes from the store (`update`, level-triggered: the same snapshot twice changes nothing); what
+is ready comes from the engines themselves. While the store is away nothing changes here, so traffic goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from types import TracebackType
+
+from deepinfer.control_plane.router.candidate import Candidate
+from deepinfer.control_plane.router.connection import Connection
+from deepinfer.control_plane.router.readiness import created_seconds, deployments_by_name, waits_for
+from deepinfer.control_plane.router.routes import Route, newest_epochs, wanted_routes
+from deepinfer.engine_shim.client import EngineClient
+from deepinfer.fleet import keys
+from deepinfer.fleet.resources import Deployment, Intent, Phase, Placement
+from deepinfer.fleet.snapshot import Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A name that a request's "model" may use."""
+
+    name: str
+    created: int  # seconds since 1970
+    ready: bool
+
+
+class Replicas:
+    """Used as `async with Replicas() as replicas`; the block's end closes every connection."""
+
+    def __init__(self) -> None:
+        self.has_view = False  # of the store, once at least
+        self._fleet = Snapshot()
+        self._deployments: dict[str, list[Deployment]] = {}
+        self._connections: dict[str, Connection] = {}  # by placement id: one epoch at a time
+        self._by_name: dict[str, tuple[Connection, ...]] = {}
+        self._turn = 0
+        self._tasks = asyncio.TaskGroup()
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Replicas:
+        await self._tasks.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in self._running:
+            task.cancel()
+        await self._tasks.__aexit__(kind, error, trace)
+
+    def update(self, fleet: Snapshot) -> None:
+        """Take over what the store says. Call it after every reading."""
+        known = {placement: connection.route for placement, connection in self._connections.items()}
+        wanted = wanted_routes(fleet, known)
+        for placement in known.keys() | wanted.keys():
+            self._reroute(placement, known.get(placement), wanted.get(placement))
+        self._wake_those_with_news(fleet)
+        self._fleet, self._deployments, self.has_view = fleet, deployments_by_name(fleet), True
+        self._by_name = _by_name(self._connections)
+
+    def candidates(self, model: str) -> tuple[Candidate, ...]:
+        """The replicas that could answer a request for `model` now."""
+        ready = (connection.candidate for connection in self._by_name.get(model, ()))
+        return tuple(candidate for candidate in ready if candidate is not None)
+
+    def lend(self, candidate: Candidate) -> AbstractContextManager[EngineClient]:
+        """A candidate's client for one request. Ask for it without awaiting anything after `candidates`."""
+        self._turn += 1
+        return self._connections[candidate.placement].lend(self._turn)
+
+    def knows(self, model: str) -> bool:
+        """Whether anything is deployed under that name, ready or not."""
+        return model in self._deployments or model in self._by_name or keys.deployment(model) in self._fleet.unreadable
+
+    def models(self) -> tuple[ServedModel, ...]:
+        """Every name deployed, ready or not, the oldest first."""
+        served = (
+            ServedModel(name, min(map(created_seconds, deployments)), bool(self.candidates(name)))
+            for name, deployments in self._deployments.items()
+        )
+        return tuple(sorted(served, key=lambda model: (model.created, model.name)))
+
+    def waits_for(self, model: str) -> str:
+        """Why a known model has no candidate, in a sentence."""
+        troubles = {placement: connection.trouble for placement, connection in self._connections.items()}
+        return waits_for(self._deployments.get(model, []), self._fleet, troubles)
+
+    def counts(self) -> Counter[tuple[str, str]]:
+        """(deployment, state) -> how many replicas, as seen from here."""
+        serving = (p for p in newest_epochs(self._fleet).values() if p.intent is Intent.SERVE)
+        return Counter((p.deployment, self._state(p)) for p in serving)
+
+    def _reroute(self, placement: str, old: Route | None, new: Route | None) -> None:
+        if old == new:
+            return
+        if old is not None:
+            self._connections.pop(placement).retire()
+        if new is not None:
+            connection = self._connections[placement] = Connection(new)
+            task = self._tasks.create_task(connection.run(), name=f"connection to {placement}")
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+
+    def _wake_those_with_news(self, fleet: Snapshot) -> None:
+        for status in set(fleet.statuses) - set(self._fleet.statuses):
+            if status.id in self._connections:
+                self._connections[status.id].wake()
+
+    def _state(self, placement: Placement) -> str:
+        connection = self._connections.get(placement.id)
+        if connection is not None and connection.candidate is not None:
+            return "ready"
+        status = self._fleet.status_of(placement)
+        if status is None:
+            return "pending"
+        return "unreachable" if status.phase is Phase.READY else status.phase.value
+
+
+def _by_name(connections: dict[str, Connection]) -> dict[str, tuple[Connection, ...]]:
+    found: dict[str, tuple[Connection, ...]] = {}
+    for connection in connections.values():
+        for name in connection.route.names:
+            found[name] = (*found.get(name, ()), connection)
+    return found

@@ -1,0 +1,107 @@
+"""An engine, seen from the agent or a gateway.
+
+All `call`s of a client share one stream (`call_stream.py`). A client belongs to the event loop it was made on. It
+connects when first used and again after a failure; what failed is never tried again here, because only the caller knows
+whether that is safe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+
+from deepinfer.engine_shim import wire
+from deepinfer.engine_shim.answer import Answer
+from deepinfer.engine_shim.call_stream import CallStream, reason_of
+from deepinfer.engine_shim.frames import EngineCall
+from deepinfer.engine_shim.wire import METHODS, EngineState, GenerateDelta, GenerateRequest, ShimInfo
+from deepinfer.fleet.errors import EngineFailed
+
+__all__ = ["Answer", "EngineCall", "EngineClient", "EngineState", "GenerateDelta", "GenerateRequest", "ShimInfo"]
+
+_OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
+    ("grpc.max_receive_message_length", wire.MESSAGE_BYTES),
+    ("grpc.max_send_message_length", wire.MESSAGE_BYTES),
+    ("grpc.use_local_subchannel_pool", 1),  # or two clients of one process would share a connection and its fate
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.enable_retries", 0),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # the one that counts: its default is a minute
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.enable_http_proxy", 0),  # engines are never behind the proxy of the environment
+)
+
+
+class EngineClient:
+    """`target` is "host:port" or "unix:/path"."""
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
+        self._info = self._channel.unary_unary(METHODS["GetInfo"], wire.nothing, wire.info_from_bytes)
+        self._call = self._channel.stream_stream(
+            METHODS["Call"], wire.call_frames_to_bytes, wire.answer_frames_from_bytes
+        )
+        self._watch = self._channel.unary_stream(METHODS["WatchState"], wire.nothing, wire.state_from_bytes)
+        self._drain = self._channel.unary_unary(METHODS["Drain"], wire.drain_to_bytes, wire.unfinished_from_bytes)
+        self._generate = self._channel.unary_stream(METHODS["Generate"], wire.generate_to_bytes, wire.delta_from_bytes)
+        self._stream: CallStream | None = None
+        self._closed = False
+
+    async def info(self, *, timeout_seconds: float = 5.0, wait_for_ready: bool = False) -> ShimInfo:
+        """Who answers there. With `wait_for_ready`, waits for somebody to answer until the timeout."""
+        try:
+            return await self._info(None, timeout=timeout_seconds, wait_for_ready=wait_for_ready)
+        except grpc.RpcError as error:
+            raise self._failure(error) from error
+
+    async def call(self, call: EngineCall) -> Answer:
+        """The answer, once its head is there; `EngineFailed` when the engine fails before that."""
+        answer = self._open_stream().open(call)
+        await answer.until_head()
+        return answer
+
+    async def watch(self) -> AsyncIterator[EngineState]:
+        """A snapshot, then changes, until the connection breaks (`EngineFailed`) or the shim ends (it ends)."""
+        try:
+            async for state in self._watch(None):
+                yield state
+        except grpc.RpcError as error:
+            raise self._failure(error) from error
+
+    async def drain(self, timeout_seconds: float) -> int:
+        """The engine takes nothing new from now on; the answer is how many requests were unfinished at the timeout."""
+        try:
+            return await self._drain(timeout_seconds, timeout=timeout_seconds + 5.0)
+        except grpc.RpcError as error:
+            raise self._failure(error) from error
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateDelta]:
+        """Typed deltas until one has a finish reason. Closing the iterator aborts the request in the engine."""
+        try:
+            async for delta in self._generate(request):
+                yield delta
+        except grpc.RpcError as error:
+            raise self._failure(error) from error
+
+    async def close(self) -> None:
+        self._closed = True
+        if self._stream is not None:
+            await self._stream.close()
+        await self._channel.close()
+
+    def _open_stream(self) -> CallStream:
+        if self._closed:
+            raise EngineFailed(f"The connection to the engine at {self.target} is closed.")
+        if self._stream is None or self._stream.broken:
+            self._stream = CallStream(self._call, self.target)
+        return self._stream
+
+    def _failure(self, error: grpc.RpcError) -> EngineFailed:
+        return EngineFailed(f"The engine at {self.target} failed: {reason_of(error)}.")

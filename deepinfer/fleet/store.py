@@ -1,0 +1,218 @@
+"""The fleet's state in etcd: read it whole at one revision, commit if unchanged, hear that something changed.
+
+The only module that knows the etcd client. Errors leave it as `StoreConflict` (nothing was written: look again),
+`StoreUnavailable` (a write may or may not have been applied: look again later) and their kin in `errors.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from deepinfer.etcd.client import Client, Outcome, Transaction
+from deepinfer.etcd.errors import Ambiguous, Compacted, EtcdError, LeaseGone, NoSpace, Unavailable
+from deepinfer.etcd.lease import Lease
+from deepinfer.fleet.errors import LeaseLost, StoreConflict, StoreFull, StoreRefused, StoreUnavailable
+
+__all__ = ["EtcdStore", "Lease", "Reading"]
+
+log = logging.getLogger(__name__)
+
+MOST_OPERATIONS = 100  # a transaction; etcd's own limit is 128 compares and 128 operations
+MOST_BYTES = 1 << 20  # a transaction; etcd's own limit is 1.5 MiB
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    value: bytes
+    mod_revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Everything under `prefix` as it was at `revision`."""
+
+    revision: int
+    entries: Mapping[str, Entry]
+    prefix: str = ""
+
+    @property
+    def values(self) -> dict[str, bytes]:
+        return {key: entry.value for key, entry in self.entries.items()}
+
+    def mod_revision(self, key: str) -> int:
+        """0 for a key that was absent."""
+        if not key.startswith(self.prefix):
+            raise ValueError(f"{key!r} is not part of a reading of {self.prefix!r}")
+        entry = self.entries.get(key)
+        return entry.mod_revision if entry else 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """One transaction's share of a commit."""
+
+    puts: Mapping[str, bytes | None]
+    unchanged: Mapping[str, int]
+    lease: int = 0
+
+    def transaction(self) -> Transaction:
+        return Transaction(
+            unchanged=[(key.encode(), revision) for key, revision in self.unchanged.items()],
+            puts=[(key.encode(), value) for key, value in self.puts.items() if value is not None],
+            deletes=[key.encode() for key, value in self.puts.items() if value is None],
+            lease=self.lease,
+        )
+
+
+NOTHING: Mapping[str, int] = {}
+
+
+class EtcdStore:
+    """Use `async with EtcdStore.connect(endpoints) as store`."""
+
+    def __init__(self, client: Client, endpoints: Sequence[str]) -> None:
+        self._client = client
+        self._endpoints = ", ".join(endpoints)
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def connect(cls, endpoints: Sequence[str], *, timeout: float = 3.0) -> AsyncIterator[EtcdStore]:
+        """Raises `StoreUnavailable` if no endpoint answers within `timeout`, which is also every later call's deadline."""
+        async with Client(endpoints, timeout=timeout) as client:
+            store = cls(client, endpoints)
+            await store.server_version()
+            yield store
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def server_version(self) -> str:
+        with self._errors_named():
+            return await self._client.server_version()
+
+    async def read(self, prefix: str) -> Reading:
+        """All keys under `prefix`, all at one revision, however many there are."""
+        with self._errors_named():
+            while True:
+                with contextlib.suppress(Compacted):  # while paging: that revision is gone, a newer one is as good
+                    found, revision = await self._client.read_prefix(prefix.encode())
+                    break
+        return Reading(revision, {kv.key.decode(): Entry(kv.value, kv.mod_revision) for kv in found}, prefix)
+
+    async def commit(
+        self,
+        puts: Mapping[str, bytes | None],
+        *,
+        if_unchanged: Reading | None = None,
+        also_unchanged: Mapping[str, int] = NOTHING,
+        lease: Lease | None = None,
+    ) -> int:
+        """Write (None deletes) if the touched keys are as in the reading and the others at their mod_revision (0: absent).
+
+        Up to 100 keys are one transaction; more become several, in order, each safe to stop after. Returns the store's
+        revision after the last one. After an error, earlier transactions stay written.
+        """
+        if lease is not None and not lease.seconds_left:
+            raise LeaseLost
+        revision = if_unchanged.revision if if_unchanged else 0
+        for part in _parts_of(puts):
+            touched = {key: if_unchanged.mod_revision(key) for key in part} if if_unchanged else {}
+            batch = _Batch(part, {**touched, **also_unchanged}, lease.id if lease else 0)
+            with self._errors_named():
+                revision = await self._commit_batch(batch)
+        return revision
+
+    @contextlib.asynccontextmanager
+    async def lease(self, ttl_seconds: int) -> AsyncIterator[Lease]:
+        """Kept alive while the block runs, revoked at its end. The block must watch `lease.lost` itself."""
+        async with contextlib.AsyncExitStack() as stack:
+            with self._errors_named():
+                lease = await stack.enter_async_context(self._client.lease(ttl_seconds))
+            yield lease
+
+    async def changes(self, prefix: str) -> AsyncGenerator[int, None]:
+        """Yield a revision once the watch is set up, and after every change under `prefix`; for ever, over any failure.
+
+        A reason to look, no more: one item may stand for many changes. Use it in `contextlib.aclosing`.
+        """
+        while True:
+            try:
+                async with contextlib.aclosing(self._client.watch(prefix.encode())) as batches:
+                    async for batch in batches:
+                        yield batch.revision
+            except Compacted as error:
+                log.warning("the watch of %s fell behind: %s; looking at everything anew", prefix, error)
+            except EtcdError as error:
+                raise StoreRefused(f"etcd at {self._endpoints} refuses to watch {prefix}: {error}.") from error
+
+    async def follow(self, prefix: str, changed: asyncio.Event) -> None:
+        """Set `changed` whenever something under `prefix` may have changed. Never returns."""
+        async with contextlib.aclosing(self.changes(prefix)) as revisions:
+            async for _ in revisions:
+                changed.set()
+
+    async def _commit_batch(self, batch: _Batch) -> int:
+        try:
+            outcome = await self._client.transact(batch.transaction())
+        except Ambiguous:
+            applied_at = await self._revision_if_applied(batch)
+            if applied_at is None:
+                raise
+            return applied_at
+        if not outcome.applied:
+            raise StoreConflict(f"Somebody else changed {_differing(batch, outcome)} first; nothing was written.")
+        return outcome.revision
+
+    async def _revision_if_applied(self, batch: _Batch) -> int | None:
+        """The revision at which the batch's wishes became true; None: they are not true, or not yet."""
+        revisions = set()
+        for key, value in batch.puts.items():
+            found = await self._client.get(key.encode())
+            if (found.value if found else None) != value or (found and found.lease != batch.lease):
+                return None
+            revisions.add(found.mod_revision if found else 0)
+        revisions.discard(0)
+        # One transaction gives all its puts one revision: several mean that these values are not from this commit.
+        return revisions.pop() if len(revisions) == 1 else None
+
+    @contextlib.contextmanager
+    def _errors_named(self) -> Iterator[None]:
+        """The client's errors as the fleet's, with the next step."""
+        try:
+            yield
+        except LeaseGone as error:
+            raise LeaseLost from error
+        except NoSpace as error:
+            raise StoreFull from error
+        except Ambiguous as error:
+            raise StoreUnavailable(f"etcd did not say whether it wrote ({error}); read again to find out.") from error
+        except Unavailable as error:
+            raise StoreUnavailable(
+                f"No etcd answers at {self._endpoints} ({error}); start one with ./start-etcd.sh, or name one that runs."
+            ) from error
+        except EtcdError as error:
+            raise StoreRefused(f"etcd at {self._endpoints} refused: {error}.") from error
+
+
+def _parts_of(puts: Mapping[str, bytes | None]) -> Iterator[dict[str, bytes | None]]:
+    """In order, each small enough for one transaction."""
+    part: dict[str, bytes | None] = {}
+    size = 0
+    for key, value in puts.items():
+        added = len(key) + len(value or b"")
+        if part and (len(part) == MOST_OPERATIONS or size + added > MOST_BYTES):
+            yield part
+            part, size = {}, 0
+        part[key] = value
+        size += added
+    if part:
+        yield part
+
+
+def _differing(batch: _Batch, outcome: Outcome) -> str:
+    now = {kv.key.decode(): kv.mod_revision for kv in outcome.found}
+    return ", ".join(sorted(key for key, revision in batch.unchanged.items() if now.get(key, 0) != revision))

@@ -1,0 +1,16 @@
+"""The messages of EngineService, made from the compiled descriptor. Only `engine_shim/wire.py` uses them."""
+
+from __future__ import annotations
+
+from deepinfer.etcd.descriptors import message_types
+from deepinfer.protos.engine_service_descriptor import DESCRIPTOR_SET
+
+SERVICE = "deepinfer.engine.EngineService"
+
+_types = message_types(DESCRIPTOR_SET)
+
+GetInfoRequest, EngineInfo = _types["GetInfoRequest"], _types["EngineInfo"]
+CallFrames, AnswerFrames = _types["CallFrames"], _types["AnswerFrames"]
+GenerateRequest, GenerateDelta = _types["GenerateRequest"], _types["GenerateDelta"]
+WatchStateRequest, EngineState = _types["WatchStateRequest"], _types["EngineState"]
+DrainRequest, DrainReply = _types["DrainRequest"], _types["DrainReply"]
