@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from deepinfer.fleet.config import InvalidConfig
-from deepinfer.fleet.errors import DeepinferError, InvalidRequest
+from deepinfer.fleet.errors import DeepinferError
 
 
 class CommandError(DeepinferError):
@@ -37,9 +36,3 @@ class NotFound(CommandError):
     """There is nothing of that name."""
 
     exit_code = 4
-
-
-def exit_code(error: DeepinferError) -> int:
-    if isinstance(error, CommandError):
-        return error.exit_code
-    return 2 if isinstance(error, InvalidConfig | InvalidRequest) else 1

@@ -15,8 +15,8 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from deepinfer.cli.failures import CommandError, InvalidInput, NotFound, OperationFailed, ServerNotReachable
+from deepinfer.cli.views import View
 
-View = dict[str, Any]
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _PATIENT = httpx.Timeout(10, read=None)  # an answer may take as long as the model needs
 

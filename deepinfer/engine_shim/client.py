@@ -7,7 +7,9 @@ whether that is safe.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import grpc
@@ -17,10 +19,19 @@ from deepinfer.engine_shim import wire
 from deepinfer.engine_shim.answer import Answer
 from deepinfer.engine_shim.call_stream import CallStream, reason_of
 from deepinfer.engine_shim.frames import EngineCall
-from deepinfer.engine_shim.wire import METHODS, EngineState, GenerateDelta, GenerateRequest, ShimInfo
+from deepinfer.engine_shim.wire import METHODS, EngineState, GenerateDelta, GenerateRequest, ShimInfo, ShimPhase
 from deepinfer.fleet.errors import EngineFailed
 
-__all__ = ["Answer", "EngineCall", "EngineClient", "EngineState", "GenerateDelta", "GenerateRequest", "ShimInfo"]
+__all__ = [
+    "Answer",
+    "EngineCall",
+    "EngineClient",
+    "EngineState",
+    "GenerateDelta",
+    "GenerateRequest",
+    "ShimInfo",
+    "ShimPhase",
+]
 
 _OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
     ("grpc.max_receive_message_length", wire.MESSAGE_BYTES),
@@ -56,10 +67,9 @@ class EngineClient:
 
     async def info(self, *, timeout_seconds: float = 5.0, wait_for_ready: bool = False) -> ShimInfo:
         """Who answers there. With `wait_for_ready`, waits for somebody to answer until the timeout."""
-        try:
-            return await self._info(None, timeout=timeout_seconds, wait_for_ready=wait_for_ready)
-        except grpc.RpcError as error:
-            raise self._failure(error) from error
+        with self._failures():
+            info: ShimInfo = await self._info(None, timeout=timeout_seconds, wait_for_ready=wait_for_ready)
+            return info
 
     async def call(self, call: EngineCall) -> Answer:
         """The answer, once its head is there; `EngineFailed` when the engine fails before that."""
@@ -69,32 +79,35 @@ class EngineClient:
 
     async def watch(self) -> AsyncIterator[EngineState]:
         """A snapshot, then changes, until the connection breaks (`EngineFailed`) or the shim ends (it ends)."""
+        states = self._watch(None)
         try:
-            async for state in self._watch(None):
-                yield state
-        except grpc.RpcError as error:
-            raise self._failure(error) from error
+            with self._failures():
+                async for state in states:
+                    yield state
+        finally:
+            states.cancel()
 
     async def drain(self, timeout_seconds: float) -> int:
         """The engine takes nothing new from now on; the answer is how many requests were unfinished at the timeout."""
-        try:
-            return await self._drain(timeout_seconds, timeout=timeout_seconds + 5.0)
-        except grpc.RpcError as error:
-            raise self._failure(error) from error
+        with self._failures():
+            unfinished: int = await self._drain(timeout_seconds, timeout=timeout_seconds + 5.0)
+            return unfinished
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateDelta]:
         """Typed deltas until one has a finish reason. Closing the iterator aborts the request in the engine."""
+        deltas = self._generate(request)
         try:
-            async for delta in self._generate(request):
-                yield delta
-        except grpc.RpcError as error:
-            raise self._failure(error) from error
+            with self._failures():
+                async for delta in deltas:
+                    yield delta
+        finally:
+            deltas.cancel()
 
     async def close(self) -> None:
         self._closed = True
         if self._stream is not None:
             await self._stream.close()
-        await self._channel.close()
+        await self._channel.close(None)
 
     def _open_stream(self) -> CallStream:
         if self._closed:
@@ -103,5 +116,15 @@ class EngineClient:
             self._stream = CallStream(self._call, self.target)
         return self._stream
 
-    def _failure(self, error: grpc.RpcError) -> EngineFailed:
-        return EngineFailed(f"The engine at {self.target} failed: {reason_of(error)}.")
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """gRPC's errors as ours. A call that `close` ended looks to its caller as if his own task were cancelled."""
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise EngineFailed(f"The engine at {self.target} failed: {reason_of(error)}.") from error
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not self._closed or (task is not None and task.cancelling()):
+                raise
+            raise EngineFailed(f"The connection to the engine at {self.target} is closed.") from None

@@ -38,7 +38,7 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How the next token is chosen. The names and defaults are vLLM's, so that one request means one thing everywhere."""
+    """How the next token is chosen. Names and defaults are vLLM's, so that a request means one thing everywhere."""
 
     max_tokens: int
     temperature: float = 1.0  # 0 is greedy

@@ -2,7 +2,10 @@
 
 DeepinferError
 ├── StoreConflict         somebody wrote first: look again
-├── StoreUnavailable      etcd does not answer
+├── StoreUnavailable      etcd does not answer; a write may or may not have been applied
+│   └── StoreFull         its database has reached its quota
+├── StoreRefused          etcd rejects the request itself
+├── LeaseLost             what was written under this lease is gone, or soon will be
 ├── NotBuiltYet           asked for something this version cannot do
 ├── InvalidRequest        a field is wrong; `param` names it
 ├── DeploymentNotFound
@@ -33,6 +36,18 @@ class StoreConflict(DeepinferError):
 
 class StoreUnavailable(DeepinferError):
     """etcd does not answer."""
+
+
+class StoreFull(StoreUnavailable):
+    """etcd's database is full; compact and defragment it with etcdctl, then `etcdctl alarm disarm`."""
+
+
+class StoreRefused(DeepinferError):
+    """etcd rejects the request."""
+
+
+class LeaseLost(DeepinferError):
+    """The lease has ended; take a new one and write again."""
 
 
 class NotBuiltYet(DeepinferError):

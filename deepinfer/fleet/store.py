@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from deepinfer.etcd.client import Client, Outcome, Transaction
 from deepinfer.etcd.errors import Ambiguous, Compacted, EtcdError, LeaseGone, NoSpace, Unavailable
@@ -81,7 +81,7 @@ class EtcdStore:
     @classmethod
     @contextlib.asynccontextmanager
     async def connect(cls, endpoints: Sequence[str], *, timeout: float = 3.0) -> AsyncIterator[EtcdStore]:
-        """Raises `StoreUnavailable` if no endpoint answers within `timeout`, which is also every later call's deadline."""
+        """Raises `StoreUnavailable` if nobody answers within `timeout`, which is also every later call's deadline."""
         async with Client(endpoints, timeout=timeout) as client:
             store = cls(client, endpoints)
             await store.server_version()
@@ -111,10 +111,10 @@ class EtcdStore:
         also_unchanged: Mapping[str, int] = NOTHING,
         lease: Lease | None = None,
     ) -> int:
-        """Write (None deletes) if the touched keys are as in the reading and the others at their mod_revision (0: absent).
+        """Write (None deletes) if the touched keys are as in the reading, the others at their mod_revision (0: absent).
 
-        Up to 100 keys are one transaction; more become several, in order, each safe to stop after. Returns the store's
-        revision after the last one. After an error, earlier transactions stay written.
+        Up to 100 keys are one transaction; more become several, in order: it must be safe to stop after each, for an
+        error leaves the earlier ones written. Returns the store's revision after the last one.
         """
         if lease is not None and not lease.seconds_left:
             raise LeaseLost
@@ -158,26 +158,35 @@ class EtcdStore:
     async def _commit_batch(self, batch: _Batch) -> int:
         try:
             outcome = await self._client.transact(batch.transaction())
-        except Ambiguous:
+        except Ambiguous as lost:
             applied_at = await self._revision_if_applied(batch)
             if applied_at is None:
                 raise
+            log.info("found a commit applied although its answer was lost (%s)", lost)
             return applied_at
         if not outcome.applied:
             raise StoreConflict(f"Somebody else changed {_differing(batch, outcome)} first; nothing was written.")
         return outcome.revision
 
     async def _revision_if_applied(self, batch: _Batch) -> int | None:
-        """The revision at which the batch's wishes became true; None: they are not true, or not yet."""
+        """The revision at which these very values were written; None if they are not there (yet) or cannot be read.
+
+        Who wrote them is told by the values alone: where it matters which of two writers won, their values must differ.
+        """
         revisions = set()
         for key, value in batch.puts.items():
-            found = await self._client.get(key.encode())
-            if (found.value if found else None) != value or (found and found.lease != batch.lease):
+            try:
+                found = await self._client.get(key.encode())
+            except EtcdError:
                 return None
-            revisions.add(found.mod_revision if found else 0)
-        revisions.discard(0)
-        # One transaction gives all its puts one revision: several mean that these values are not from this commit.
-        return revisions.pop() if len(revisions) == 1 else None
+            if found is None or value is None:
+                if found is not None or value is not None:
+                    return None
+                continue
+            if (found.value, found.lease) != (value, batch.lease) or found.mod_revision <= batch.unchanged.get(key, 0):
+                return None
+            revisions.add(found.mod_revision)
+        return revisions.pop() if len(revisions) == 1 else None  # one transaction writes at one revision
 
     @contextlib.contextmanager
     def _errors_named(self) -> Iterator[None]:
@@ -192,7 +201,7 @@ class EtcdStore:
             raise StoreUnavailable(f"etcd did not say whether it wrote ({error}); read again to find out.") from error
         except Unavailable as error:
             raise StoreUnavailable(
-                f"No etcd answers at {self._endpoints} ({error}); start one with ./start-etcd.sh, or name one that runs."
+                f"No etcd answers at {self._endpoints} ({error}); start one with ./start-etcd.sh or name one that runs."
             ) from error
         except EtcdError as error:
             raise StoreRefused(f"etcd at {self._endpoints} refused: {error}.") from error
@@ -215,4 +224,5 @@ def _parts_of(puts: Mapping[str, bytes | None]) -> Iterator[dict[str, bytes | No
 
 def _differing(batch: _Batch, outcome: Outcome) -> str:
     now = {kv.key.decode(): kv.mod_revision for kv in outcome.found}
-    return ", ".join(sorted(key for key, revision in batch.unchanged.items() if now.get(key, 0) != revision))
+    keys = sorted(key for key, revision in batch.unchanged.items() if now.get(key, 0) != revision)
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")

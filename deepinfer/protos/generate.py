@@ -12,7 +12,11 @@ from importlib.resources import files
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent
-PROTOS = (PACKAGE / "etcd" / "rpc.proto", PACKAGE / "protos" / "engine_service.proto")
+PROTOS = (
+    PACKAGE / "etcd" / "rpc.proto",
+    PACKAGE / "protos" / "engine_service.proto",
+    PACKAGE / "protos" / "agent_service.proto",
+)
 
 
 def descriptor_module(proto: Path) -> Path:

@@ -1,4 +1,4 @@
-"""What the gateway counts, in a registry of its own. Labels are bounded: an unknown model is "", such a path "other"."""
+"""What the gateway counts, in a registry of its own. Labels are bounded: unknown models are "", odd paths "other"."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Which replica answers a request. Pure: no clock, no randomness, no I/O, so a choice can be replayed and explained.
 
-Thin for now: the fewest requests in flight from here, then the shortest queue in the engine, then whoever waited longest
-for a turn. What a prompt would find in a replica's cache, and what time it would cost there, is not looked at.
+Thin for now: the fewest requests in flight from here, then the shortest queue in the engine, then whoever waited
+longest for a turn. What a prompt would find in a replica's cache, and what time it would cost, is not looked at.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a model that cannot answer yet is waiting for, in words. Pure: from the snapshot and the router's own troubles."""
+"""What a model that cannot answer yet is waiting for, in words. Pure: from the snapshot and the router's troubles."""
 
 from __future__ import annotations
 

@@ -1,0 +1,190 @@
+"""One pass of the agent: read what is wanted here, look at what runs, act on the difference, report.
+
+Level-triggered, and it goes on without the store: then the placements read last are still made so, and what there is
+to report waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from deepinfer.agent.launcher import NativeLauncher, is_placement_id
+from deepinfer.agent.plan import Forget, Situation, Start, Stop, Wait, Wanted, plan
+from deepinfer.agent.replica import Progress, Replica, Workshop
+from deepinfer.fleet import keys
+from deepinfer.fleet.config import WorkerConfig
+from deepinfer.fleet.errors import StoreFull, StoreUnavailable
+from deepinfer.fleet.resources import DeploymentSpec, ReplicaStatus
+from deepinfer.fleet.snapshot import Snapshot, snapshot_of
+from deepinfer.fleet.store import EtcdStore
+
+_MESSAGE_SECONDS = 1.0  # progress messages reach the store this often at most
+_STORE_AGAIN_SECONDS = 2.0
+
+log = logging.getLogger(__name__)
+
+ModelFiles = Callable[[DeploymentSpec, Progress], Awaitable[Path | None]]
+
+
+@dataclass(frozen=True)
+class Known:
+    """One reading of the store, as far as it concerns this node."""
+
+    wanted: Wanted
+    statuses: Mapping[str, ReplicaStatus]  # by id, readable ones
+    status_entries: Mapping[str, bytes]
+
+
+class NodeAgent:
+    """Owns the node's replicas. `tasks` owns their lives."""
+
+    def __init__(self, node: str, config: WorkerConfig, launcher: NativeLauncher, model_files: ModelFiles) -> None:
+        self.changed = asyncio.Event()
+        self._node = node
+        self._launcher = launcher
+        self._workshop = Workshop(node, config, launcher, model_files, self._told)
+        self._replicas: dict[str, Replica] = {}
+        self._known: Known | None = None
+        self._store_lost = False
+        self._alarm: asyncio.TimerHandle | None = None
+
+    async def adopt(self, tasks: asyncio.TaskGroup) -> None:
+        """Take over what an earlier agent left: whole engines are kept, remains of broken ones are ended."""
+        newest_first = sorted(self._launcher.running(), key=lambda process: -process.mark.epoch)
+        for process in newest_first:
+            placement_id = process.mark.placement
+            if process.has_shim and placement_id not in self._replicas:
+                log.info("adopted %s (epoch %d), process %d", placement_id, process.mark.epoch, process.pid)
+                self._replicas[placement_id] = Replica(placement_id, self._workshop)
+                self._replicas[placement_id].adopt(process, tasks)
+            else:
+                log.warning("ending what an earlier run left of %s (process %d)", process.mark, process.pid)
+                await process.kill()
+
+    async def converge(self, store: EtcdStore, tasks: asyncio.TaskGroup) -> None:
+        """One pass. Without the store it acts on the last reading, and looks again soon."""
+        try:
+            known = await self._read(store)
+        except StoreUnavailable as error:
+            self._store_is_lost(error)
+            self._act(tasks)
+            return
+        self._known = known
+        forgotten = self._act(tasks)
+        try:
+            await self._report(store, known, forgotten)
+        except (StoreUnavailable, StoreFull) as error:
+            self._store_is_lost(error)
+        else:
+            self._store_lost = False
+
+    async def stop_all(self, announce: Callable[[str], None], hurry: asyncio.Event) -> None:
+        """End every engine of this node; `hurry` cuts the wait for running requests short."""
+        for replica in self._replicas.values():
+            announce(replica.id)
+            replica.stop(hurry=hurry.is_set())
+        async with asyncio.TaskGroup() as tasks:
+            hurrying = tasks.create_task(self._hurry_all(hurry))
+            for replica in self._replicas.values():
+                await replica.ended()
+            hurrying.cancel()
+
+    async def report(self, store: EtcdStore) -> None:
+        """Only tell how things stand."""
+        await self._report(store, await self._read(store), set())
+
+    async def _hurry_all(self, hurry: asyncio.Event) -> None:
+        await hurry.wait()
+        for replica in self._replicas.values():
+            replica.stop(hurry=True)
+
+    async def _read(self, store: EtcdStore) -> Known:
+        placements = (await store.read(keys.placement(self._node, ""))).values
+        statuses = (await store.read(keys.status(self._node, ""))).values
+        return _known(snapshot_of({**placements, **statuses}), self._node, statuses)
+
+    def _act(self, tasks: asyncio.TaskGroup) -> set[str]:
+        """Start, stop and forget; answers the ids that are to have no status any more."""
+        loop = asyncio.get_running_loop()
+        self._remember_counts()
+        seen = {placement_id: replica.seen for placement_id, replica in self._replicas.items()}
+        wanted = self._known.wanted if self._known else None
+        forgotten = set()
+        for action in plan(Situation(loop.time(), wanted, seen)):
+            match action:
+                case Start(placement):
+                    self._replica(placement.id).start(placement, tasks)
+                case Stop(placement_id):
+                    log.info("stopping %s", placement_id)
+                    self._replicas[placement_id].stop()
+                case Forget(placement_id):
+                    self._forget(placement_id)
+                    forgotten.add(placement_id)
+                case Wait(_, until):
+                    self._wake_at(until)
+        return forgotten
+
+    def _replica(self, placement_id: str) -> Replica:
+        if placement_id not in self._replicas:
+            last = self._known.statuses.get(placement_id) if self._known else None
+            self._replicas[placement_id] = Replica(placement_id, self._workshop, last)
+        return self._replicas[placement_id]
+
+    def _remember_counts(self) -> None:
+        if self._known is not None:
+            for placement_id in self._replicas.keys() & self._known.statuses.keys():
+                self._replicas[placement_id].remember(self._known.statuses[placement_id])
+
+    def _forget(self, placement_id: str) -> None:
+        self._replicas.pop(placement_id, None)
+        if is_placement_id(placement_id):
+            shutil.rmtree(self._launcher.folder(placement_id), ignore_errors=True)
+
+    async def _report(self, store: EtcdStore, known: Known, forgotten: set[str]) -> None:
+        statuses = {r.id: r.status.to_json() for r in self._replicas.values() if r.status is not None}
+        wanted = {keys.status(self._node, placement_id): status for placement_id, status in statuses.items()}
+        gone = {keys.status(self._node, placement_id): None for placement_id in forgotten}
+        puts = {**{k: v for k, v in wanted.items() if known.status_entries.get(k) != v}, **gone}
+        if puts:
+            await store.commit(puts)
+
+    def _store_is_lost(self, error: Exception) -> None:
+        if not self._store_lost:
+            log.warning("%s Engines keep running; going on with what was known.", error)
+        self._store_lost = True
+        self._wake_at(asyncio.get_running_loop().time() + _STORE_AGAIN_SECONDS)
+
+    def _told(self, matters_at_once: bool) -> None:
+        if matters_at_once:
+            self.changed.set()
+        else:
+            self._wake_at(asyncio.get_running_loop().time() + _MESSAGE_SECONDS)
+
+    def _wake_at(self, when: float) -> None:
+        """The earliest of all wishes counts; a pass that comes too early asks again."""
+        if self._alarm is None or self._alarm.when() > when:
+            if self._alarm is not None:
+                self._alarm.cancel()
+            self._alarm = asyncio.get_running_loop().call_at(when, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        self.changed.set()
+
+
+def _known(fleet: Snapshot, node: str, status_entries: Mapping[str, bytes]) -> Known:
+    ours, prefix = keys.placement(node, ""), keys.status(node, "")
+    good = tuple(p for p in fleet.placements if p.node == node and is_placement_id(p.id))
+    unreadable = {key.removeprefix(ours) for key in fleet.unreadable if key.startswith(ours)}
+    for key in fleet.unreadable:
+        log.warning("%s cannot be understood and is left as it is: %s", key, fleet.unreadable[key])
+    return Known(
+        wanted=Wanted(good, frozenset(unreadable), frozenset(key.removeprefix(prefix) for key in status_entries)),
+        statuses={status.id: status for status in fleet.statuses},
+        status_entries=status_entries,
+    )

@@ -1,0 +1,269 @@
+"""One placement on this node, from its model's files to the verified end of its processes.
+
+A replica has one life at a time: prepare, start, watch, end. `NodeAgent` decides when a life begins and when it shall
+end; how it went is read from `seen` and `status`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deepinfer.agent.engine_log import last_useful_line
+from deepinfer.agent.engine_process import EngineProcess
+from deepinfer.agent.engine_watch import NotThisEngine, Sight, sights
+from deepinfer.agent.launcher import NativeLauncher
+from deepinfer.agent.plan import Seen, Stage
+from deepinfer.agent.restarts import Restarts
+from deepinfer.engine_shim.client import EngineClient
+from deepinfer.fleet.config import WorkerConfig
+from deepinfer.fleet.errors import DeepinferError, EngineFailed, EngineWillNotStart
+from deepinfer.fleet.launch import EX_CONFIG
+from deepinfer.fleet.resources import Backend, DeploymentSpec, Phase, Placement, ReplicaStatus
+
+Progress = Callable[[str], None]
+_FAILED_LINGERS_SECONDS = 5.0
+_ADOPTED_STARTS_SECONDS = 30.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What every replica of a node works with."""
+
+    node: str
+    config: WorkerConfig
+    launcher: NativeLauncher
+    model_files: Callable[[DeploymentSpec, Progress], Awaitable[Path | None]]
+    tell: Callable[[bool], None]  # something changed; True: it matters at once, False: a progress message
+
+
+class Replica:
+    """Its methods never wait; what takes time happens in its life, which the given TaskGroup owns."""
+
+    def __init__(self, placement_id: str, workshop: Workshop, last_status: ReplicaStatus | None = None) -> None:
+        self.id = placement_id
+        self.status: ReplicaStatus | None = None  # None: nothing to say yet, so an adopted engine stays as reported
+        self._workshop = workshop
+        self._stage = Stage.ABSENT
+        self._epoch = last_status.epoch if last_status else 0
+        self._restarts = Restarts(total=last_status.restarts if last_status else 0)
+        self._started_before = last_status is not None and (last_status.pid is not None or last_status.restarts > 0)
+        self._life: asyncio.Task[None] | None = None
+        self._ending = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._ready = asyncio.Event()
+        self._ready_since: float | None = None
+        self._blame: str | None = None  # why the agent itself ended the engine
+
+    @property
+    def seen(self) -> Seen:
+        return Seen(self.id, self._epoch, self._stage, self._restarts.not_before)
+
+    def start(self, placement: Placement, tasks: asyncio.TaskGroup) -> None:
+        """Begin a life with this placement."""
+        if placement.epoch != self._epoch:
+            self._restarts, self._started_before = Restarts(), False
+        self._epoch = placement.epoch
+        self._begin(Stage.PREPARING)
+        self._publish(phase=Phase.PREPARING, message="", endpoint=None, pid=None, memory_bytes=None)
+        self._life = tasks.create_task(self._live(placement), name=f"replica {self.id}")
+
+    def adopt(self, process: EngineProcess, tasks: asyncio.TaskGroup) -> None:
+        """Go on with a life that an earlier agent began."""
+        self._epoch = process.mark.epoch
+        self._begin(Stage.RUNNING)
+        self._life = tasks.create_task(self._live(process), name=f"replica {self.id}")
+
+    def remember(self, status: ReplicaStatus) -> None:
+        """What an earlier agent had counted."""
+        if self.status is None and status.epoch == self._epoch:
+            self._restarts = Restarts(total=status.restarts)
+
+    def stop(self, *, hurry: bool = False) -> None:
+        """Let running requests finish (unless in a hurry), then end the process group."""
+        if hurry:
+            self._hurry.set()
+        if self._stage is Stage.PREPARING and self._life is not None:
+            self._life.cancel()
+        elif self._stage is Stage.RUNNING:
+            self._stage = Stage.ENDING
+            self._ending.set()
+
+    async def ended(self) -> None:
+        if self._life is not None:
+            await asyncio.wait({self._life})
+
+    def _begin(self, stage: Stage) -> None:
+        self._stage = stage
+        self._ending, self._ready, self._hurry = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._ready_since = self._blame = None
+
+    async def _live(self, origin: Placement | EngineProcess) -> None:
+        process: EngineProcess | None = None
+        try:
+            process = origin if isinstance(origin, EngineProcess) else await self._started(origin)
+            self._conclude(await self._run_to_its_end(process))
+        except asyncio.CancelledError:
+            if self._stage is Stage.PREPARING:
+                self._gone()
+            raise  # a running engine outlives its agent
+        except EngineWillNotStart as error:
+            self._fail(Stage.REFUSED, str(error))
+        except (DeepinferError, OSError) as error:
+            self._fail(Stage.CRASHED, str(error))
+        except Exception as error:
+            log.exception("the life of %s ended in a fault of this program", self.id)
+            if process is not None:
+                await process.kill()
+            self._fail(Stage.CRASHED, f"The worker itself failed ({error!r}); its log has more.")
+
+    async def _started(self, placement: Placement) -> EngineProcess:
+        spec = placement.spec
+        if spec.backend is not Backend.NATIVE:
+            raise EngineWillNotStart(f'backend "{spec.backend}" is not built yet; use "backend": "native".')
+        model = await self._workshop.model_files(spec, lambda text: self._publish(message=text))
+        if self._started_before:
+            self._restarts = self._restarts.after_start()
+        process = self._workshop.launcher.start(placement, model)
+        self._stage, self._started_before = Stage.RUNNING, True
+        log.info("started %s (epoch %d) as process %d", self.id, self._epoch, process.pid)
+        self._publish(phase=Phase.STARTING, message="", pid=process.pid)
+        return process
+
+    async def _run_to_its_end(self, process: EngineProcess) -> int | None:
+        """Returns when nothing of it is left."""
+        async with _connected(process) as client, asyncio.TaskGroup() as tasks:
+            companions = [
+                tasks.create_task(self._watch(client, process)),
+                tasks.create_task(self._end_when_asked(client, process)),
+                tasks.create_task(self._end_if_never_ready(process)),
+            ]
+            exit_status = await process.ended()
+            await process.kill()  # whatever the shim left behind
+            for companion in companions:
+                companion.cancel()
+        return exit_status
+
+    async def _watch(self, client: EngineClient, process: EngineProcess) -> None:
+        try:
+            async with aclosing(sights(client, process.mark)) as seen:
+                async for sight in seen:
+                    self._take_in(sight, process)
+                    if sight.phase is Phase.FAILED:
+                        await asyncio.sleep(_FAILED_LINGERS_SECONDS)  # a failed shim exits by itself
+                        await self._end_for(process, sight.message or "it failed and did not exit")
+        except NotThisEngine as error:
+            await self._end_for(process, str(error))
+
+    def _take_in(self, sight: Sight, process: EngineProcess) -> None:
+        if sight.phase is Phase.READY:
+            self._ready.set()
+            self._ready_since = self._ready_since or time.monotonic()
+        phase = Phase.DRAINING if self._stage is Stage.ENDING else sight.phase
+        self._publish(
+            phase=phase,
+            message=sight.message,
+            endpoint=sight.endpoint if phase in (Phase.READY, Phase.DRAINING) else None,
+            pid=process.pid,
+            memory_bytes=sight.memory_bytes,
+        )
+
+    async def _end_when_asked(self, client: EngineClient, process: EngineProcess) -> None:
+        await self._ending.wait()
+        self._publish(phase=Phase.DRAINING, message="finishing its running requests")
+        async with asyncio.TaskGroup() as tasks:
+            draining = tasks.create_task(self._drain(client))
+            hurrying = tasks.create_task(self._hurry.wait())
+            await asyncio.wait({draining, hurrying}, return_when=asyncio.FIRST_COMPLETED)
+            draining.cancel()
+            hurrying.cancel()
+        await process.terminate()
+
+    async def _drain(self, client: EngineClient) -> None:
+        if not self._ready.is_set():
+            return
+        try:
+            unfinished = await client.drain(self._workshop.config.drain_seconds)
+        except EngineFailed as error:
+            log.warning("%s could not be drained: %s", self.id, error)
+        else:
+            if unfinished:
+                log.warning("%s is stopped with %d requests unfinished", self.id, unfinished)
+
+    async def _end_if_never_ready(self, process: EngineProcess) -> None:
+        limit = self._workshop.config.start_timeout_seconds
+        allowed = limit
+        if process.child is None:
+            allowed = max(limit - (time.time() - process.created), _ADOPTED_STARTS_SECONDS)
+        try:
+            async with asyncio.timeout(allowed):
+                await self._ready.wait()
+        except TimeoutError:
+            await self._end_for(process, f"It was not ready after {limit:g} s")
+
+    async def _end_for(self, process: EngineProcess, reason: str) -> None:
+        self._blame = reason
+        log.warning("ending %s: %s", self.id, reason)
+        await process.terminate()
+
+    def _conclude(self, exit_status: int | None) -> None:
+        if self._stage is Stage.ENDING:
+            self._gone()
+        elif exit_status == EX_CONFIG:
+            self._fail(Stage.REFUSED, "The engine refused its spec", with_log=True)
+        else:
+            self._fail(Stage.CRASHED, self._blame or _how_it_ended(exit_status), with_log=True)
+
+    def _gone(self) -> None:
+        log.info("%s is gone", self.id)
+        self._stage = Stage.ABSENT
+        self._publish(phase=Phase.STOPPED, message="", endpoint=None, pid=None, memory_bytes=None)
+
+    def _fail(self, stage: Stage, reason: str, *, with_log: bool = False) -> None:
+        now = time.monotonic()
+        self._restarts = self._restarts.after_failure(now, now - self._ready_since if self._ready_since else 0.0)
+        self._stage = stage
+        text = reason
+        if stage is Stage.CRASHED:
+            text = f"{reason.rstrip('.')}; trying again {self._restarts.not_before - now:.0f} s later."
+        if with_log:
+            last_line = last_useful_line(self._workshop.launcher.folder(self.id))
+            text = f"{text.rstrip('.')} (`deepinfer logs {self.id}` has more): {last_line or 'it printed nothing'}"
+        log.warning("%s: %s", self.id, text)
+        self._publish(phase=Phase.FAILED, message=text, endpoint=None, pid=None, memory_bytes=None)
+
+    def _publish(self, **changes: Any) -> None:
+        """A new status. One writer reads `status` when it is told that something changed."""
+        before = self.status or ReplicaStatus(
+            id=self.id, epoch=self._epoch, node=self._workshop.node, phase=Phase.STARTING
+        )
+        changes |= {"epoch": self._epoch, "restarts": self._restarts.total}
+        self.status = before.model_copy(update=changes)
+        changed = {name for name in changes if changes[name] != getattr(before, name)}
+        self._workshop.tell(not changed <= {"message", "memory_bytes"})
+
+
+@asynccontextmanager
+async def _connected(process: EngineProcess) -> AsyncIterator[EngineClient]:
+    client = EngineClient(f"unix:{process.socket}")
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+def _how_it_ended(exit_status: int | None) -> str:
+    if exit_status is None:
+        return "The engine's process ended"
+    if exit_status < 0:
+        return f"The engine was killed by {signal.Signals(-exit_status).name}"
+    return f"The engine exited with status {exit_status}"

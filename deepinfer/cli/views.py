@@ -1,0 +1,85 @@
+"""What the management API's answers ("views") say to a person. Pure; a view stays the plain JSON object it came as."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+View = dict[str, Any]
+
+
+class Outcome(Enum):
+    """Whether waiting for a deployment makes sense any longer."""
+
+    PENDING = "pending"
+    READY = "ready"
+    REFUSED = "refused"  # final only if it stays so: a node may just be about to join
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a deployment is, and the words for it."""
+
+    outcome: Outcome
+    sentence: str
+
+
+def progress_of(deployment: View) -> Progress:
+    name, status = deployment["name"], deployment["status"]
+    said = status["message"] or status["phase"]
+    match status["phase"]:
+        case "ready":
+            return Progress(Outcome.READY, f"{name} is ready ({status['ready']} of {status['wanted']} replicas)")
+        case "stopped":
+            return Progress(Outcome.READY, f"{name} is stopped: {said}")
+        case "failed":
+            return Progress(Outcome.FAILED, f"{name} failed: {said}")
+        case "refused":
+            return Progress(Outcome.REFUSED, f"{name} has no place: {said}")
+    return Progress(Outcome.PENDING, f"{name}: {_doing(deployment)}")
+
+
+def _doing(deployment: View) -> str:
+    """The phase and message of the first replica that is on its way."""
+    status = deployment["status"]
+    waiting = [r for r in replicas_of(deployment) if r["phase"] != "ready" and r["intent"] != "drain"]
+    if not waiting or not waiting[0]["phase"]:
+        return str(status["message"] or status["phase"])
+    first = waiting[0]
+    doing = f"{first['phase']}: {first['message']}" if first["message"] else str(first["phase"])
+    return doing if status["wanted"] == 1 else f"{status['ready']} of {status['wanted']} ready; {first['id']} {doing}"
+
+
+def replicas_of(deployment: View) -> list[View]:
+    return list(deployment["replica_list"])
+
+
+DEPLOYMENT_COLUMNS = ("NAME", "MODEL", "ENGINE", "READY", "PHASE", "MESSAGE")
+REPLICA_COLUMNS = ("ID", "DEPLOYMENT", "NODE", "DEVICES", "PHASE", "RESTARTS", "MEMORY", "ENDPOINT", "MESSAGE")
+NODE_COLUMNS = ("NAME", "ALIVE", "DEVICES", "ENGINES", "REPLICAS", "VERSION")
+
+
+def deployment_row(view: View) -> list[str]:
+    status = view["status"]
+    ready = f"{status['ready']}/{status['wanted']}"
+    return [view["name"], view["model"], view["engine"], ready, status["phase"], status["message"]]
+
+
+def replica_row(view: View) -> list[str]:
+    where = [view["id"], view["deployment"], view["node"], ",".join(view["devices"])]
+    seen = [view["phase"] or "pending", str(view["restarts"]), size(view["memory_bytes"]), view["endpoint"] or "-"]
+    return [*where, *seen, view["message"]]
+
+
+def node_row(view: View) -> list[str]:
+    devices = ", ".join(f"{d['id']} {size(d['memory_bytes'])}" for d in view["devices"])
+    alive = "yes" if view["alive"] else "no"
+    return [view["name"], alive, devices or "-", ",".join(view["engines"]) or "-", str(len(view["replicas"])), view["version"]]
+
+
+def size(count: int | None) -> str:
+    if count is None:
+        return "-"
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

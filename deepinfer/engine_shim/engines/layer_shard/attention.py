@@ -1,0 +1,141 @@
+"""Attention for a batch of unequal sequences packed into one row, plugged into stock transformers models.
+
+transformers calls the function registered under `NAME` in every attention layer. Because it knows no mask builder of
+that name, it makes no mask, and because `past_key_values` is not passed, it keeps no cache: both are ours.
+
+Every sequence gets the very call that transformers' own sdpa attention would make for it alone, or one with the same
+bits: that is what makes batched answers equal lone ones. So:
+* a first chunk is `is_causal`; a later chunk of a long prompt needs a mask, whose sums may differ in the last bit;
+* grouped heads use `enable_gqa`, except that bf16 decoding on a CPU folds each group into the query axis, which is many
+  times faster and, up to the CPU kernel's first split at 512 keys, bit-identical.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention as attend
+from transformers import AttentionInterface
+
+from deepinfer.engine_shim.engines.layer_shard.kv import KvSlab
+
+NAME = "deepinfer_ragged"
+FOLD_UP_TO = 512  # keys; torch's CPU flash kernel splits there and then rounds differently for one query row
+
+
+@dataclass
+class Segment:
+    """The tokens of one sequence in this step: `count` new ones after `start` already held."""
+
+    slab: KvSlab
+    start: int
+    count: int
+
+
+class RaggedBatch:
+    """A step's segments with their memory views, taken once for all layers. Single tokens must come first."""
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        self.counts = [segment.count for segment in segments]
+        self.starts = [segment.start for segment in segments]
+        self.singles = sum(count == 1 for count in self.counts)
+        assert all(count == 1 for count in self.counts[: self.singles])
+        ends = [segment.start + segment.count for segment in segments]
+        written = [segment.slab.written(segment.start, end) for segment, end in zip(segments, ends, strict=True)]
+        held = [segment.slab.held(end) for segment, end in zip(segments, ends, strict=True)]
+        self._layers = [
+            _LayerViews(list(targets), list(views))
+            for targets, views in zip(zip(*written, strict=True), zip(*held, strict=True), strict=True)
+        ]
+
+    def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, how: _How) -> Tensor:
+        """The attention output of all packed tokens, [token, head, head_size]; keys and values are kept."""
+        views = self._layers[layer]
+        fresh = torch.stack((key[0], value[0])).split(self.counts, dim=2)
+        torch._foreach_copy_(views.targets, fresh)
+        outputs = self._decoded(query[:, :, : self.singles], views, how) if self.singles else []
+        queries = query[:, :, self.singles :].split(self.counts[self.singles :], dim=2)
+        for number, chunk in enumerate(queries, self.singles):
+            keys, values = views.held[number]
+            attended = _prefilled(chunk, keys, values, how) if not self.starts[number] else None
+            if attended is None:
+                attended = _continued(chunk, keys, values, how)
+            outputs.append(attended[0].transpose(0, 1))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _decoded(self, query: Tensor, views: _LayerViews, how: _How) -> list[Tensor]:
+        """One query token a sequence: it may see every key, or the window's."""
+        heads, size = query.shape[1], query.shape[3]
+        groups = views.held[0][0].shape[1]
+        queries = query[0].transpose(0, 1).reshape(-1, 1, groups, heads // groups, size).unbind(0)
+        outputs = []
+        for number, folded in enumerate(queries):
+            keys, values = views.held[number]
+            if how.window and keys.shape[2] > how.window:
+                keys, values = keys[:, :, -how.window :], values[:, :, -how.window :]
+            if how.fold and keys.shape[2] <= FOLD_UP_TO:
+                attended = attend(folded, keys, values, scale=how.scale)
+            else:
+                attended = attend(folded.reshape(1, heads, 1, size), keys, values, scale=how.scale, enable_gqa=True)
+            outputs.append(attended.reshape(1, heads, size))
+        return outputs
+
+
+@dataclass
+class _LayerViews:
+    targets: list[Tensor]
+    held: list[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class _How:
+    scale: float | None
+    window: int | None
+    fold: bool
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def _prefilled(query: Tensor, keys: Tensor, values: Tensor, how: _How) -> Tensor | None:
+    if how.window and keys.shape[2] > how.window:
+        return None
+    return attend(query, keys, values, scale=how.scale, is_causal=query.shape[2] > 1, enable_gqa=True)
+
+
+def _continued(query: Tensor, keys: Tensor, values: Tensor, how: _How) -> Tensor:
+    """Tokens that see all earlier ones, or the window's: torch has no flag for that, so a mask says it."""
+    count, total = query.shape[2], keys.shape[2]
+    at = torch.arange(total - count, total, device=query.device)[:, None]
+    seen = torch.arange(total, device=query.device)[None]
+    mask = seen <= at
+    if how.window:
+        mask &= at - seen < how.window
+    times = query.shape[1] // keys.shape[1]
+    keys, values = (x.repeat_interleave(times, dim=1) for x in (keys, values))
+    return attend(query, keys, values, attn_mask=mask[None, None], scale=how.scale)
+
+
+def ragged_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    *,
+    ragged: RaggedBatch,
+    sliding_window: int | None = None,
+    **unused: object,
+) -> tuple[Tensor, None]:
+    """What transformers calls in each layer, in the shape of its `AttentionInterface`."""
+    assert attention_mask is None
+    fold = query.dtype == torch.bfloat16 and query.device.type == "cpu"
+    layer = module.layer_idx
+    assert isinstance(layer, int)
+    return ragged.attention(layer, query, key, value, _How(scaling, sliding_window, fold))[None], None
+
+
+AttentionInterface.register(NAME, ragged_attention)

@@ -1,0 +1,121 @@
+"""Linear layers that are faster than torch's and give the same bits, where that can be had.
+
+`Bf16Kernel` reproduces one particular torch code path (bf16 on AVX2). Whether this machine's torch takes that path is
+not guessed from versions: every distinct layer shape is tried on numbers whose sum depends strongly on the order of
+addition, and the layer keeps torch's own product unless all bits agree.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+PROBE_ROWS = (1, 2, 3, 7, 33)
+
+
+class Kernel(Protocol):
+    """What `Bf16Kernel` offers; its module is imported only where it can be used."""
+
+    def product(self, *addresses_and_sizes: int) -> None: ...
+
+
+class ExactLinear(nn.Module):
+    """`nn.Linear` on the kernel. The weight is the same tensor, not a copy."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, kernel: Kernel) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self.out_features, self.in_features = weight.shape
+        self._kernel = kernel
+
+    def forward(self, x: Tensor) -> Tensor:
+        from deepinfer.engine_shim.engines.layer_shard.bf16_kernel import scratch_floats
+
+        rows = x.numel() // self.in_features
+        if rows == 0:
+            return nn.functional.linear(x, self.weight, self.bias)
+        x = x.contiguous()
+        out = x.new_empty((*x.shape[:-1], self.out_features))
+        threads = torch.get_num_threads()
+        scratch = torch.empty(scratch_floats(self.in_features, threads))
+        self._kernel.product(
+            x.data_ptr(),
+            self.weight.data_ptr(),
+            out.data_ptr(),
+            scratch.data_ptr(),
+            rows,
+            self.out_features,
+            self.in_features,
+            threads,
+        )
+        return out if self.bias is None else out + self.bias
+
+
+def make_linears_exact(model: nn.Module) -> int:
+    """Replace every linear layer the kernel computes bit for bit as torch does; answers how many."""
+    kernel = _kernel()
+    if kernel is None:
+        return 0
+    verdicts: dict[tuple[int, int, bool], bool] = {}
+    replaced = 0
+    for parent, name, linear in list(_linears(model)):
+        shape = (*linear.weight.shape, linear.bias is not None)
+        if shape not in verdicts:
+            verdicts[shape] = _same_bits(linear, kernel)
+        if verdicts[shape]:
+            setattr(parent, name, ExactLinear(linear.weight.data, _data(linear.bias), kernel))
+            replaced += 1
+    return replaced
+
+
+def _linears(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+    for parent in model.modules():
+        for name, child in parent.named_children():
+            if isinstance(child, nn.Linear):
+                yield parent, name, child
+
+
+def _data(parameter: nn.Parameter | None) -> Tensor | None:
+    return None if parameter is None else parameter.data
+
+
+@cache
+def _kernel() -> Kernel | None:
+    """The compiled kernel, or None where torch's bf16 is not the AVX2 path or llvmlite is not installed."""
+    if platform.machine() != "x86_64" or torch.backends.cpu.get_cpu_capability() != "AVX2":
+        return None
+    openmp = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+    if not openmp:
+        return None
+    try:
+        from deepinfer.engine_shim.engines.layer_shard.bf16_kernel import Bf16Kernel
+    except ImportError:
+        return None
+    return cast(Kernel, Bf16Kernel(openmp[0]))
+
+
+def _same_bits(linear: nn.Linear, kernel: Kernel) -> bool:
+    from deepinfer.engine_shim.engines.layer_shard.bf16_kernel import STRIDE
+
+    weight = linear.weight
+    if weight.dtype != torch.bfloat16 or weight.device.type != "cpu" or weight.shape[1] % STRIDE:
+        return False
+    random = torch.Generator().manual_seed(0)
+    probed = _order_sensitive(random, min(weight.shape[0], 512), weight.shape[1])
+    bias = None if linear.bias is None else _order_sensitive(random, probed.shape[0])
+    exact = ExactLinear(probed, bias, kernel)
+    inputs = [_order_sensitive(random, rows, weight.shape[1]) for rows in PROBE_ROWS]
+    return all(torch.equal(exact(x), nn.functional.linear(x, probed, bias)) for x in inputs)
+
+
+def _order_sensitive(random: torch.Generator, *shape: int) -> Tensor:
+    """Numbers of very different sizes: sums of their products differ in bf16 when added in another order."""
+    sizes = torch.randint(-8, 9, shape, generator=random)
+    return (torch.randn(shape, generator=random) * 2.0**sizes).bfloat16()

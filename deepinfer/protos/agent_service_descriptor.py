@@ -1,0 +1,8 @@
+"""Generated from agent_service.proto by `python -m deepinfer.protos.generate`. Do not edit."""
+
+DESCRIPTOR_SET = """
+Cq4CChNhZ2VudF9zZXJ2aWNlLnByb3RvEg9kZWVwaW5mZXIuYWdlbnQiggEKD1JlYWRMb2dzUmVxdWVzdBIcCglwbGFjZW1lbnQYASABKAlSCX
+BsYWNlbWVudBIdCgp0YWlsX2xpbmVzGAIgASgNUgl0YWlsTGluZXMSFgoGZm9sbG93GAMgASgIUgZmb2xsb3cSGgoIcHJldmlvdXMYBCABKAhS
+CHByZXZpb3VzIh4KCExvZ0NodW5rEhIKBGRhdGEYASABKAxSBGRhdGEyWQoMQWdlbnRTZXJ2aWNlEkkKCFJlYWRMb2dzEiAuZGVlcGluZmVyLm
+FnZW50LlJlYWRMb2dzUmVxdWVzdBoZLmRlZXBpbmZlci5hZ2VudC5Mb2dDaHVuazABYgZwcm90bzM=
+"""

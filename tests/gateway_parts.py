@@ -1,0 +1,67 @@
+"""A real gateway over a real HTTP socket, told by the test what the store says."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+
+from deepinfer.control_plane.gateway.app import Gateway
+from deepinfer.control_plane.gateway.server import listening
+from deepinfer.control_plane.router.replicas import Replicas
+from deepinfer.fleet.snapshot import Snapshot
+from tests.fleet_values import deployment, placement, status
+
+
+@dataclass
+class RunningGateway:
+    """`url` is its address, `http` a client of it."""
+
+    replicas: Replicas
+    url: str
+    http: httpx.AsyncClient
+
+    async def ask(self, **fields: Any) -> httpx.Response:
+        body = {"model": "chat", "messages": [{"role": "user", "content": "hi"}], **fields}
+        return await self.http.post("/v1/chat/completions", json=body)
+
+
+def management() -> FastAPI:
+    """Stands for the management API: another ASGI application behind the gateway."""
+    app = FastAPI()
+
+    @app.post("/v1/deployments")
+    async def deploy() -> dict[str, str]:
+        return {"seen": "by the management API"}
+
+    return app
+
+
+def fleet_of(*endpoints: str | None, epoch: int = 1) -> Snapshot:
+    """"chat" with one replica at each endpoint."""
+    replicas = range(len(endpoints))
+    return Snapshot(
+        deployments=(deployment(replicas=len(endpoints)),),
+        placements=tuple(placement(replica=n, epoch=epoch) for n in replicas),
+        statuses=tuple(status(f"chat-aaaaa-{n}", epoch, endpoint=endpoints[n]) for n in replicas),
+    )
+
+
+@asynccontextmanager
+async def running_gateway(fleet: Snapshot | None = None) -> AsyncIterator[RunningGateway]:
+    async with Replicas() as replicas, listening(Gateway(replicas, management()), "127.0.0.1", 0) as port:
+        url = f"http://127.0.0.1:{port}"
+        async with httpx.AsyncClient(base_url=url, timeout=30) as http:
+            if fleet is not None:
+                replicas.update(fleet)
+            yield RunningGateway(replicas, url, http)
+
+
+async def until(replicas: Replicas, true: Callable[[], bool]) -> None:
+    """Wait for what the router sees to become `true`."""
+    while not true():
+        await replicas.changed()
