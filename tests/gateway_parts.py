@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ def management() -> FastAPI:
 
 
 def fleet_of(*endpoints: str | None, epoch: int = 1) -> Snapshot:
-    """"chat" with one replica at each endpoint."""
+    """ "chat" with one replica at each endpoint."""
     replicas = range(len(endpoints))
     return Snapshot(
         deployments=(deployment(replicas=len(endpoints)),),
@@ -61,7 +62,8 @@ async def running_gateway(fleet: Snapshot | None = None) -> AsyncIterator[Runnin
             yield RunningGateway(replicas, url, http)
 
 
-async def until(replicas: Replicas, true: Callable[[], bool]) -> None:
-    """Wait for what the router sees to become `true`."""
-    while not true():
-        await replicas.changed()
+async def until(true: Callable[[], object], seconds: float = 10.0) -> None:
+    """Wait until the router sees it so. It follows engines in other processes, and nothing tells when it has."""
+    async with asyncio.timeout(seconds):
+        while not true():
+            await asyncio.sleep(0.01)

@@ -43,6 +43,7 @@ class HandMadeEngine:
     answering: Answering = answers(b"{}")
     endpoint: str = ""
     calls: list[EngineCall] = field(default_factory=list)
+    identified: int = 0  # how often it was asked who it is
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     phase: ShimPhase = ShimPhase.READY
     _phase_changed: asyncio.Condition = field(default_factory=asyncio.Condition)
@@ -73,6 +74,7 @@ class HandMadeEngine:
         return grpc.method_handlers_generic_handler(METHODS["Call"].split("/")[1], handlers)
 
     async def _info(self, request: bytes, context: Any) -> ShimInfo:
+        self.identified += 1
         return ShimInfo(self.placement, self.epoch, self.phase, "", self.endpoint, 1, "hand-made", ("chat",))
 
     async def _watch(self, request: bytes, context: Any) -> AsyncIterator[EngineState]:

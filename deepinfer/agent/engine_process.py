@@ -83,7 +83,9 @@ class EngineProcess:
     def members(self) -> list[psutil.Process]:
         """Everything alive of this engine, orphans and strays that left its session included."""
         marked = {process.pid: process for process in _processes_marked(self.mark.instance, self.mark)}
-        if self.has_shim and (marked or self._alive()):  # without these the session's number may belong to somebody else by now
+        if self.has_shim and (
+            marked or self._alive()
+        ):  # without these the session's number may belong to somebody else by now
             marked |= {process.pid: process for process in _session(self.pid)}
         return list(marked.values())
 
@@ -180,6 +182,6 @@ async def _exit_event(pid: int) -> AsyncIterator[asyncio.Event]:
 
 async def _look_for_the_end(pid: int, exited: asyncio.Event) -> None:
     with suppress(psutil.NoSuchProcess):
-        while psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        while psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:  # noqa: ASYNC110  nothing there to wait for
             await asyncio.sleep(_LOOK_AGAIN_SECONDS)
     exited.set()

@@ -58,7 +58,8 @@ class _LogsService:
         if not path.is_file():
             which = "an earlier run" if request.previous else "a run"
             await context.abort(
-                grpc.StatusCode.NOT_FOUND, f"This node has no log of {which} of {request.placement}; nothing started yet?"
+                grpc.StatusCode.NOT_FOUND,
+                f"This node has no log of {which} of {request.placement}; nothing started yet?",
             )
         pieces = _followed(path, request.tail_lines) if request.follow else _as_it_is(path, request.tail_lines)
         async for data in pieces:
@@ -84,8 +85,8 @@ async def _followed(path: Path, tail_lines: int) -> AsyncIterator[bytes]:
                 if last_look:
                     break
                 await asyncio.sleep(_LOOK_SECONDS)
-        while not path.exists():
-            if not path.parent.exists():
+        while not _is_there(path):
+            if not _is_there(path.parent):
                 return  # the replica was deleted
             await asyncio.sleep(_LOOK_SECONDS)
         offset = 0
@@ -104,6 +105,10 @@ def _from(descriptor: int, offset: int) -> Iterator[bytes]:
     while data := os.pread(descriptor, _CHUNK_BYTES, offset):
         offset += len(data)
         yield data
+
+
+def _is_there(path: Path) -> bool:
+    return path.exists()
 
 
 def _is_still(path: Path, descriptor: int) -> bool:

@@ -94,6 +94,11 @@ class NodeAgent:
                 await replica.ended()
             hurrying.cancel()
 
+    async def let_go(self) -> None:
+        """Stop looking after the engines; they go on and are adopted later."""
+        for replica in self._replicas.values():
+            await replica.let_go()
+
     async def report(self, store: EtcdStore) -> None:
         """Only tell how things stand."""
         await self._report(store, await self._read(store), set())
@@ -181,6 +186,7 @@ def _known(fleet: Snapshot, node: str, status_entries: Mapping[str, bytes]) -> K
     ours, prefix = keys.placement(node, ""), keys.status(node, "")
     good = tuple(p for p in fleet.placements if p.node == node and is_placement_id(p.id))
     unreadable = {key.removeprefix(ours) for key in fleet.unreadable if key.startswith(ours)}
+    unreadable |= {p.id for p in fleet.placements} - {p.id for p in good}
     for key in fleet.unreadable:
         log.warning("%s cannot be understood and is left as it is: %s", key, fleet.unreadable[key])
     return Known(

@@ -102,7 +102,7 @@ def _actions(situation: Situation) -> Iterator[Action]:
         if placement is not None and placement.intent is Intent.SERVE:
             yield _serve(placement, seen, situation.now)
         else:
-            yield _end(seen, reported=placement_id in wanted.reported)
+            yield _end(seen, known=placement_id in situation.seen or placement_id in wanted.reported)
     yield from (Keep(placement_id) for placement_id in sorted(wanted.unreadable))
 
 
@@ -110,24 +110,24 @@ def _serve(placement: Placement, seen: Seen, now: float) -> Action:
     match seen.stage, seen.epoch == placement.epoch:
         case Stage.ABSENT, _:
             return Start(placement)
-        case (Stage.PREPARING | Stage.RUNNING | Stage.REFUSED), True:
+        case ((Stage.PREPARING | Stage.RUNNING | Stage.REFUSED), True):
             return Keep(seen.id)
         case Stage.CRASHED, True:
             return Start(placement) if now >= seen.not_before else Wait(seen.id, seen.not_before)
-        case (Stage.CRASHED | Stage.REFUSED), False:
+        case ((Stage.CRASHED | Stage.REFUSED), False):
             return Start(placement)  # what failed was another epoch
-        case (Stage.PREPARING | Stage.RUNNING), False:
+        case ((Stage.PREPARING | Stage.RUNNING), False):
             return Stop(seen.id)  # the new epoch starts when this one's process group is verified gone
     return Keep(seen.id)  # ENDING
 
 
-def _end(seen: Seen, *, reported: bool) -> Action:
+def _end(seen: Seen, *, known: bool) -> Action:
     """The leader asked for it, or removed a placement whose engine is still here."""
     match seen.stage:
         case Stage.PREPARING | Stage.RUNNING:
             return Stop(seen.id)
         case Stage.CRASHED | Stage.REFUSED:
             return Forget(seen.id)
-        case Stage.ABSENT if reported:
+        case Stage.ABSENT if known:
             return Forget(seen.id)
     return Keep(seen.id)

@@ -93,6 +93,7 @@ class Replica:
         if hurry:
             self._hurry.set()
         if self._stage is Stage.PREPARING and self._life is not None:
+            self._stage = Stage.ENDING
             self._life.cancel()
         elif self._stage is Stage.RUNNING:
             self._stage = Stage.ENDING
@@ -101,6 +102,12 @@ class Replica:
     async def ended(self) -> None:
         if self._life is not None:
             await asyncio.wait({self._life})
+
+    async def let_go(self) -> None:
+        """Stop looking after the engine; it goes on."""
+        if self._life is not None:
+            self._life.cancel()
+        await self.ended()
 
     def _begin(self, stage: Stage) -> None:
         self._stage = stage
@@ -113,7 +120,7 @@ class Replica:
             process = origin if isinstance(origin, EngineProcess) else await self._started(origin)
             self._conclude(await self._run_to_its_end(process))
         except asyncio.CancelledError:
-            if self._stage is Stage.PREPARING:
+            if process is None:
                 self._gone()
             raise  # a running engine outlives its agent
         except EngineWillNotStart as error:
@@ -167,7 +174,7 @@ class Replica:
     def _take_in(self, sight: Sight, process: EngineProcess) -> None:
         if sight.phase is Phase.READY:
             self._ready.set()
-            self._ready_since = self._ready_since or time.monotonic()
+            self._ready_since = self._ready_since or asyncio.get_running_loop().time()
         phase = Phase.DRAINING if self._stage is Stage.ENDING else sight.phase
         self._publish(
             phase=phase,
@@ -229,7 +236,7 @@ class Replica:
         self._publish(phase=Phase.STOPPED, message="", endpoint=None, pid=None, memory_bytes=None)
 
     def _fail(self, stage: Stage, reason: str, *, with_log: bool = False) -> None:
-        now = time.monotonic()
+        now = asyncio.get_running_loop().time()
         self._restarts = self._restarts.after_failure(now, now - self._ready_since if self._ready_since else 0.0)
         self._stage = stage
         text = reason

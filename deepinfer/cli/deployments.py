@@ -1,4 +1,7 @@
-"""The commands that change what should run: deploy, apply, delete. Options left out are not sent: defaults are the server's."""
+"""The commands that change what should run: deploy, apply, delete.
+
+Options left out are not sent: the defaults are the server's.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""What `deepinfer apply -f` reads: deployments in YAML (documents or a list) or TOML ([[deployment]] tables). Pure but for
-the reading. Only the shape is checked here; the server knows what a spec may say.
+"""What `deepinfer apply -f` reads: deployments in YAML (documents or a list) or TOML ([[deployment]] tables).
+
+Only the shape is checked here; the server knows what a spec may say.
 """
 
 from __future__ import annotations

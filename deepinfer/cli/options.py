@@ -1,7 +1,7 @@
 """Options that several commands share, and the two things done with them: reach the server, print the answer.
 
-This module and every module with a command in it import nothing slow: `deepinfer --help` and the start of the long-lived
-processes must not wait for an HTTP client.
+This module and every module with a command in it import nothing slow: `deepinfer --help` and the start of the
+long-lived processes must not wait for an HTTP client.
 """
 
 from __future__ import annotations

@@ -54,4 +54,4 @@ def _flag(option: str, value: object) -> list[str]:
 
 
 def _etcd_flags(endpoints: list[str] | None) -> list[str]:
-    return [part for endpoint in endpoints or [] for part in ("--etcd", endpoint)]
+    return ["--etcd", *endpoints] if endpoints else []

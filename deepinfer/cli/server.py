@@ -7,7 +7,7 @@ Every failure leaves here as one of `failures`; nothing above this module knows 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -35,11 +35,17 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self._http.close()
 
-    def healthy(self) -> bool:
+    def is_ready(self) -> bool:
+        """It answers, and knows what is deployed."""
         try:
-            return self._http.get("/health", timeout=2).is_success
+            return self._http.get("/ready", timeout=2).is_success
         except httpx.TransportError:
             return False
+
+    def routes_to(self, model: str) -> bool:
+        """Whether a chat with it would find a replica now: the gateway has talked to one."""
+        models = _listed(self._ask("GET", "/v1/models"))
+        return any(m.get("id") == model and m.get("ready") for m in models)
 
     def deployments(self) -> list[View]:
         return _listed(self._ask("GET", "/v1/deployments"))
@@ -70,7 +76,7 @@ class Server:
         with self._failures(), self._stream("GET", f"{_path('replicas', replica)}/logs", params=wanted) as response:
             yield from response.iter_text()
 
-    def chat(self, request: View) -> Iterator[View]:
+    def chat(self, request: View) -> Generator[View, None, None]:
         """The delta of each chunk of a streamed answer."""
         body = {**request, "stream": True}
         with self._failures(), self._stream("POST", "/v1/chat/completions", json=body) as response:
@@ -104,7 +110,8 @@ class Server:
             yield
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise ServerNotReachable(
-                f"No deepinfer server answers at {self.url}; start one with `deepinfer up`, or name another with --server."
+                f"No deepinfer server answers at {self.url}; start one with `deepinfer up`, "
+                "or name another with --server."
             ) from error
         except httpx.TransportError as error:
             raise ServerNotReachable(

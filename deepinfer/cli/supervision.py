@@ -20,6 +20,7 @@ import psutil
 
 from deepinfer.cli.failures import OperationFailed
 from deepinfer.cli.processes import module_command
+from deepinfer.fleet.die_with_parent import dying_with_me
 
 T = TypeVar("T")
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -28,7 +29,7 @@ _ORPHAN_SECONDS = 5.0
 _PR_SET_CHILD_SUBREAPER = 36
 
 
-class StopAsked(Exception):  # noqa: N818 - not an error
+class StopAsked(Exception):
     """Somebody wants everything to end: Ctrl-C, SIGTERM, a closed terminal."""
 
 
@@ -83,9 +84,7 @@ class Children:
         log = self._logs / f"{name.replace(' ', '-')}.log"
         if log.exists():
             log.replace(log.with_suffix(".previous.log"))
-        command = module_command(
-            "deepinfer.fleet.die_with_parent", "SIGINT", *module_command(module, *arguments)
-        )
+        command = dying_with_me(module_command(module, *arguments), "SIGINT")
         with log.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
                 *command, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True

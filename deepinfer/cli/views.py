@@ -76,7 +76,14 @@ def replica_row(view: View) -> list[str]:
 def node_row(view: View) -> list[str]:
     devices = ", ".join(f"{d['id']} {size(d['memory_bytes'])}" for d in view["devices"])
     alive = "yes" if view["alive"] else "no"
-    return [view["name"], alive, devices or "-", ",".join(view["engines"]) or "-", str(len(view["replicas"])), view["version"]]
+    return [
+        view["name"],
+        alive,
+        devices or "-",
+        ",".join(view["engines"]) or "-",
+        str(len(view["replicas"])),
+        view["version"],
+    ]
 
 
 def size(count: int | None) -> str:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from deepinfer.cli.failures import OperationFailed
@@ -20,7 +21,11 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
 LOOK_EVERY_SECONDS = 0.25
-REFUSED_FOR_SECONDS = 2.0  # a refusal may be older than the spec, or than the node that is just joining
+LASTS_SECONDS = {
+    Outcome.READY: 0.0,
+    Outcome.FAILED: 0.5,  # it may be told of an earlier run, whose worker is just looking again
+    Outcome.REFUSED: 2.0,  # it may be older than the spec, or than the node that is just joining
+}
 LINE_EVERY_SECONDS = 10.0  # without a terminal, when only the numbers in a message change
 
 
@@ -31,18 +36,32 @@ class Display(Protocol):
 
 
 class Settling:
-    """Decides when a deployment's progress is final. One for each wait."""
+    """Decides when a deployment's progress is final: a bad outcome must last. One for each wait."""
 
     def __init__(self) -> None:
-        self._refused_since: float | None = None
+        self._outcome, self._since = Outcome.PENDING, 0.0
 
     def final(self, progress: Progress, now: float) -> bool:
-        if progress.outcome is not Outcome.REFUSED:
-            self._refused_since = None
-            return progress.outcome is not Outcome.PENDING
-        if self._refused_since is None:
-            self._refused_since = now
-        return now - self._refused_since >= REFUSED_FOR_SECONDS
+        if progress.outcome is not self._outcome:
+            self._outcome, self._since = progress.outcome, now
+        return self._outcome in LASTS_SECONDS and now - self._since >= LASTS_SECONDS[self._outcome]
+
+
+@dataclass(frozen=True)
+class Look:
+    """A deployment as it was seen, and what that means."""
+
+    view: View
+    progress: Progress
+
+
+def look(server: Server, name: str) -> Look:
+    """Ready means ready to be asked: the router follows a moment after the engine's word."""
+    view = server.deployment(name)
+    progress = progress_of(view)
+    if view["status"]["phase"] == "ready" and not server.routes_to(name):
+        progress = Progress(Outcome.PENDING, f"{name}: the router connects to it")
+    return Look(view, progress)
 
 
 def wait_until_ready(server: Server, name: str, timeout: float) -> View:
@@ -50,10 +69,11 @@ def wait_until_ready(server: Server, name: str, timeout: float) -> View:
     settling, deadline = Settling(), time.monotonic() + timeout
     with display() as shown:
         while True:
-            view = server.deployment(name)
-            progress = progress_of(view)
+            seen = look(server, name)
+            progress = seen.progress
             if settling.final(progress, time.monotonic()):
-                return succeeded(view, progress)
+                require_success(name, progress)
+                return seen.view
             if time.monotonic() >= deadline:
                 raise OperationFailed(
                     f"{progress.sentence}; not ready after {timeout:g} s, and it goes on: "
@@ -73,20 +93,17 @@ def wait_until_gone(server: Server, name: str, replica_ids: set[str], timeout: f
             sentence = f"{name}: {first['id']} stops on {where}"
             if time.monotonic() >= deadline:
                 raise OperationFailed(
-                    f"{sentence}; not gone after {timeout:g} s, and it goes on: `deepinfer get replicas` shows what is left."
+                    f"{sentence}; not gone after {timeout:g} s, and it goes on: "
+                    "`deepinfer get replicas` shows what is left."
                 )
             shown.show(sentence)
             time.sleep(LOOK_EVERY_SECONDS)
 
 
-def succeeded(view: View, progress: Progress) -> View:
-    """The view, if the final progress is a good one."""
-    if progress.outcome is Outcome.READY:
-        return view
-    name = view["name"]
-    raise OperationFailed(
-        f"{progress.sentence.rstrip('.')}. See `deepinfer describe {name}` and `deepinfer logs {name}`."
-    )
+def require_success(name: str, progress: Progress) -> None:
+    """Raises `OperationFailed` if the final progress is not a good one."""
+    if progress.outcome is not Outcome.READY:
+        raise OperationFailed(f"{progress.sentence.rstrip('.')}. `deepinfer describe {name}` shows more.")
 
 
 @contextmanager

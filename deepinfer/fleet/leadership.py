@@ -37,7 +37,13 @@ class Leadership:
         return {keys.LEADER: self.revision}
 
 
-async def lead(store: EtcdStore, name: str, work: Callable[[Leadership], Coroutine[Any, Any, None]]) -> None:
+async def lead(
+    store: EtcdStore,
+    name: str,
+    work: Callable[[Leadership], Coroutine[Any, Any, None]],
+    *,
+    ttl_seconds: int = TTL_SECONDS,
+) -> None:
     """Campaign, run `work` while leading, cancel it when the leadership ends, and campaign again; for ever.
 
     Returns when `work` does, and raises what it raises; after trouble with the store it campaigns again.
@@ -47,7 +53,7 @@ async def lead(store: EtcdStore, name: str, work: Callable[[Leadership], Corouti
     while not finished:
         try:
             await _wait_for_vacancy(store)
-            async with store.lease(TTL_SECONDS) as lease:
+            async with store.lease(ttl_seconds) as lease:
                 leadership = await _claim(store, name, lease)
                 log.info("%s leads from revision %d on", name, leadership.revision)
                 backoff.reset()

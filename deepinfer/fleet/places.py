@@ -24,7 +24,7 @@ def cache_dir() -> Path:
 
 
 def runtime_dir() -> Path:
-    """Unix sockets: short, because a socket's path may have 107 bytes at most; ours alone, because it grants control."""
+    """Unix sockets: short, as a socket's path may have 107 bytes at most; ours alone, because it grants control."""
     base = os.environ.get("XDG_RUNTIME_DIR")
     path = Path(base) / "deepinfer" if base else Path(f"/tmp/deepinfer-{os.getuid()}")  # noqa: S108
     path.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
 """A bf16 matrix product for CPUs without bf16 instructions, with exactly torch's bits and several times its speed.
 
 On an AVX2 machine torch computes every output of a bf16 linear as one dot product of its own: 64 running sums in fp32
-(8 registers of 8 lanes), added up in a fixed tree. That makes each row's result independent of the rows beside it, which
-is why a batched answer can equal a lone one; but it converts every weight to fp32 again for every row. The kernel here
-does the same additions in the same order, for tiles of 4 rows by 3 outputs, so that the conversion is shared.
+(8 registers of 8 lanes), added up in a fixed tree. That makes each row's result independent of the rows beside it,
+which is why a batched answer can equal a lone one; but it converts every weight to fp32 again for every row. The kernel
+here does the same additions in the same order, for tiles of 4 rows by 3 outputs, so that the conversion is shared.
 
 It is LLVM IR compiled at load by llvmlite, so that no compiler is needed on the machine, and it runs on torch's own
 OpenMP threads. `exact_linear.py` decides where it may be used, by comparing its bits with torch's.
@@ -43,9 +43,7 @@ class Bf16Kernel:
     def __init__(self, openmp: Path) -> None:
         library = ctypes.CDLL(str(openmp))
         for name in ("GOMP_parallel", "omp_get_thread_num"):
-            address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
-            assert address is not None
-            binding.add_symbol(name, address)
+            binding.add_symbol(name, ctypes.cast(getattr(library, name), ctypes.c_void_p).value)
         self._engine = _compile(_module())
         address = self._engine.get_function_address("product")
         self.product: Product = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 8)(address)

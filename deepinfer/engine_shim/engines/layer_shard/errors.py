@@ -1,6 +1,6 @@
 """What a layer-shard engine can refuse.
 
-LayerShardError
+LayerShardError            an EngineWillNotStart: asking again will not help
 ├── UnsupportedArchitecture
 ├── UnreadableWeights
 ├── UnsupportedDtype
@@ -9,9 +9,11 @@ LayerShardError
 
 from __future__ import annotations
 
+from deepinfer.fleet.errors import EngineWillNotStart
 
-class LayerShardError(Exception):
-    """The engine cannot do what it was asked."""
+
+class LayerShardError(EngineWillNotStart):
+    """The layer-shard engine cannot start with what it was given."""
 
 
 class UnsupportedArchitecture(LayerShardError):

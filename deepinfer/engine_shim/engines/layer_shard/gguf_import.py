@@ -1,4 +1,4 @@
-"""Turns a GGUF file into an ordinary safetensors model folder: `python -m ….layer_shard.gguf_import SOURCE.gguf DEST_DIR`.
+"""Turns a GGUF file into an ordinary safetensors folder: `python -m ….layer_shard.gguf_import SOURCE.gguf DEST_DIR`.
 
 The quantised weights are expanded to bf16, so the folder is bigger than the file and no more precise than it was. The
 folder appears under its name only when it is whole: it is written beside it first, and renamed.

@@ -45,7 +45,7 @@ ARCHITECTURES = (
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _FINAL_NORMS = ("norm", "final_layernorm")
 
-transformers.logging.set_verbosity_error()
+transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Stage:
 
     @torch.inference_mode()
     def forward(self, given: Tensor, positions: Tensor, ragged: attention.RaggedBatch) -> Tensor:
-        """Hidden states [token, width] of packed tokens; `given` is token ids on the first stage, else hidden states."""
+        """Hidden states [token, width] of packed tokens. `given` is token ids on the first stage, else hidden states."""
         name = "input_ids" if self.shape.first else "inputs_embeds"
         arguments = {name: given[None], "position_ids": positions[None], "use_cache": False, "ragged": ragged}
         hidden: Tensor = self._base(**arguments).last_hidden_state[0]
@@ -94,7 +94,7 @@ def build_stage(source: Source) -> Stage:
     if getattr(config, "layer_types", None) is not None:
         config.layer_types = list(config.layer_types)[shape.layers.start : shape.layers.stop]
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(
+        model = transformers.AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             config, dtype=config.dtype, attn_implementation=attention.NAME
         )
     _leave_out_what_others_own(model, shape)
@@ -135,7 +135,9 @@ def _shape(config: Any, layers: range | None) -> StageShape:
     count = config.num_hidden_layers
     layers = range(count) if layers is None else layers
     if layers.step != 1 or not 0 <= layers.start < layers.stop <= count:
-        raise LayerShardError(f"Layers {layers} are no contiguous part of the model's {count}; choose within 0..{count}.")
+        raise LayerShardError(
+            f"Layers {layers} are no contiguous part of the model's {count}; choose within 0..{count}."
+        )
     return StageShape(layers, count, bool(config.tie_word_embeddings))
 
 

@@ -60,8 +60,7 @@ def read_weights(folder: Path, shape: StageShape, dtype: torch.dtype, device: st
     weights: dict[str, Tensor] = {}
     for file, keys in _keys_by_file(folder, shape).items():
         for key, tensor in _read(folder / file, keys):
-            name = shape.name_here(key)
-            assert name is not None
+            name = shape.name_here(key) or key
             weights[name] = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
     return weights
 
@@ -89,8 +88,8 @@ def _files_of_keys(folder: Path) -> dict[str, str]:
 def _read(path: Path, keys: Iterable[str] | None) -> Iterable[tuple[str, Tensor]]:
     """The named tensors of one file; with None, all names and no data."""
     try:
-        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
-            for key in file.keys() if keys is None else keys:  # noqa: SIM118 - not a dict
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys() if keys is None else keys:
                 yield key, torch.empty(0) if keys is None else file.get_tensor(key)
     except (SafetensorError, OSError) as error:
         raise UnreadableWeights(f"{path} cannot be read ({error}); fetch the model again.") from error

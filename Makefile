@@ -1,0 +1,53 @@
+# What people type: `make up` runs everything on this machine; `make` lists the rest.
+# The environment is .venv; a stamp inside it, older than pyproject.toml, means: install again.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --progress-bar on --disable-pip-version-check
+TO_RUN := $(VENV)/.installed-to-run
+TO_DEVELOP := $(VENV)/.installed-to-develop
+
+.DEFAULT_GOAL := help
+.PHONY: help up install test check protos bench-engine clean
+
+help: ## List what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+up: $(TO_RUN) ## Run everything on this machine with a small model; Ctrl-C ends it
+	@exec $(BIN)/deepinfer up
+
+install: $(TO_RUN) ## Make .venv with what it takes to run
+
+test: $(TO_DEVELOP) ## Run every test
+	$(BIN)/python -m pytest
+
+check: $(TO_DEVELOP) ## Check style, types and which part may import which
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest tests/test_architecture.py
+
+protos: $(TO_DEVELOP) ## Compile the .proto files to descriptors
+	$(BIN)/python -m deepinfer.protos.generate
+
+bench-engine: $(TO_DEVELOP) ## Measure decoding beside transformers on this machine
+	$(BIN)/python -m benchmarks.engine
+
+clean: ## Remove .venv and caches; models and data stay
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find deepinfer tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON); install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is too old; deepinfer needs Python 3.11 or newer: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+$(TO_RUN): pyproject.toml | $(BIN)/python
+	$(PIP_INSTALL) -e '.[layer-shard]'
+	@touch $@
+
+$(TO_DEVELOP): pyproject.toml | $(BIN)/python
+	$(PIP_INSTALL) -e '.[layer-shard,test,check]'
+	@touch $(TO_RUN) $@

@@ -1,0 +1,7 @@
+"""`python -m deepinfer.agent`."""
+
+import sys
+
+from deepinfer.agent.main import main
+
+sys.exit(main())

@@ -1,0 +1,177 @@
+"""The worker: the agent of one node. Its parts, and how it ends.
+
+SIGTERM leaves the engines running; the next start adopts them. Ctrl-C (SIGINT) stops them first; a second one does not
+wait for their running requests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Coroutine, Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from deepinfer.agent.inventory import devices_of_this_node, engines_of_this_node
+from deepinfer.agent.launcher import NativeLauncher
+from deepinfer.agent.logs_service import serving_logs
+from deepinfer.agent.models import Models
+from deepinfer.agent.node_agent import NodeAgent
+from deepinfer.agent.registration import stay_registered
+from deepinfer.agent.state_folder import StateFolder, opened_state
+from deepinfer.fleet import keys, places
+from deepinfer.fleet.config import Config, InvalidConfig, load_config
+from deepinfer.fleet.convergence import keep_converging
+from deepinfer.fleet.errors import DeepinferError, StoreUnavailable
+from deepinfer.fleet.resources import Name, Node
+from deepinfer.fleet.store import EtcdStore
+
+_STORE_AGAIN_SECONDS = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class StopRequest:
+    """What the signals asked for so far."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.hurry = asyncio.Event()
+        self.engines_too = False
+
+    def install(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self.asked.set)
+        loop.add_signal_handler(signal.SIGINT, self._interrupted)
+
+    def _interrupted(self) -> None:
+        if self.engines_too:
+            self.hurry.set()
+        self.engines_too = True
+        self.asked.set()
+
+
+async def run(name: str, config: Config) -> None:
+    """Until a signal ends it."""
+    stop = StopRequest()
+    stop.install()
+    with opened_state(config.worker.state_dir / name) as state:
+        launcher = NativeLauncher(state.instance, state.engines, places.runtime_dir(), os.environ)
+        models = Models(places.cache_dir() / "models", os.environ)
+        agent = NodeAgent(name, config.worker, launcher, models.files)
+        async with serving_logs(state.engines) as logs_endpoint, asyncio.TaskGroup() as lives:
+            node = _node(name, state, logs_endpoint)
+            try:
+                await agent.adopt(lives)
+                await _run_until(stop.asked, _look_after_node(node, agent, config, lives))
+                if stop.engines_too:
+                    await _stop_engines(agent, config, stop)
+            finally:
+                await agent.let_go()
+
+
+async def _run_until(asked: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        working = tasks.create_task(work)
+        await asked.wait()
+        working.cancel()
+
+
+async def _look_after_node(node: Node, agent: NodeAgent, config: Config, lives: asyncio.TaskGroup) -> None:
+    """Never returns. A store that does not answer yet is waited for: adopted engines need none."""
+    told = False
+    while True:
+        try:
+            async with EtcdStore.connect(config.etcd.addresses) as store:
+                await _follow_the_fleet(store, node, agent, config, lives)
+        except StoreUnavailable as error:
+            if not told:
+                log.warning("%s Waiting for it; engines that run are left alone.", error)
+            told = True
+        await asyncio.sleep(_STORE_AGAIN_SECONDS)
+
+
+async def _follow_the_fleet(
+    store: EtcdStore, node: Node, agent: NodeAgent, config: Config, lives: asyncio.TaskGroup
+) -> None:
+    registered = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(stay_registered(store, node, config.worker.lease_seconds, registered))
+        await registered.wait()  # until then another worker may have this name, and these placements
+        tasks.create_task(store.follow(keys.placement(node.name, ""), agent.changed))
+        tasks.create_task(keep_converging(lambda: agent.converge(store, lives), agent.changed))
+        print(f"deepinfer worker {node.name}: ready", flush=True)
+
+
+async def _stop_engines(agent: NodeAgent, config: Config, stop: StopRequest) -> None:
+    print("stopping this node's engines first; press Ctrl-C again not to wait for their running requests", flush=True)
+    await agent.stop_all(lambda placement_id: print(f"stopping {placement_id}", flush=True), stop.hurry)
+    try:
+        async with EtcdStore.connect(config.etcd.addresses) as store:
+            await agent.report(store)
+    except StoreUnavailable as error:
+        log.warning("the engines are stopped, but that could not be told: %s", error)
+
+
+def _node(name: str, state: StateFolder, logs_endpoint: str) -> Node:
+    return Node(
+        name=name,
+        instance=state.instance,
+        agent_endpoint=logs_endpoint,
+        devices=devices_of_this_node(os.environ),
+        engines=engines_of_this_node(),
+        version=version("deepinfer"),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = _parser().parse_args(arguments)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    exit_status = 0
+    try:
+        asyncio.run(run(_checked_name(given.name), _config(given)))
+    except* DeepinferError as errors:
+        exit_status = 1
+        for error in _single_errors(errors):
+            print(f"error: {error}", file=sys.stderr)
+    return exit_status
+
+
+def _single_errors(errors: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in errors.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _single_errors(error)
+        else:
+            yield error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m deepinfer.agent", description="Run engines on this machine.")
+    parser.add_argument("-n", "--name", required=True, help="this node's name in the fleet")
+    parser.add_argument("-c", "--config", type=Path, help="a TOML file; configs/default.toml shows every key")
+    parser.add_argument("--etcd", nargs="+", metavar="HOST:PORT", help="where the fleet's store is")
+    parser.add_argument("--state-dir", type=Path, help="where logs and records of this machine's nodes are kept")
+    return parser
+
+
+def _checked_name(name: str) -> str:
+    try:
+        return TypeAdapter(Name).validate_python(name)
+    except ValidationError as error:
+        raise InvalidConfig(
+            f'"{name}" cannot be a node\'s name; use lower-case letters, digits, "-", "_" and ".", 63 at most.'
+        ) from error
+
+
+def _config(given: argparse.Namespace) -> Config:
+    config = load_config(given.config)
+    etcd = config.etcd.model_copy(update={"endpoints": tuple(given.etcd)}) if given.etcd else config.etcd
+    worker = config.worker.model_copy(update={"state_dir": given.state_dir}) if given.state_dir else config.worker
+    return config.model_copy(update={"etcd": etcd, "worker": worker})

@@ -1,0 +1,108 @@
+"""A whole fleet on this machine, from the first process to the last: what `up` does.
+
+It starts `serve` and `worker` as children, says what it wants by the same API as everybody else, and stays to watch.
+What was made once (etcd's data, model files) is found again: a second `up` only starts processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+import time
+from pathlib import Path
+
+from deepinfer.cli.failures import CommandError, InvalidInput, OperationFailed
+from deepinfer.cli.processes import AGENT, CONTROL_PLANE
+from deepinfer.cli.server import Server
+from deepinfer.cli.supervision import Child, Children, StopAsked
+from deepinfer.cli.up import Plan, welcome
+from deepinfer.cli.views import Outcome
+from deepinfer.cli.waiting import Display, Settling, display, look
+from deepinfer.fleet.places import data_dir
+
+NODE = "local"  # not the hostname: laptops change theirs, and what was placed before must be found again
+_LOOK_EVERY_SECONDS = 0.1
+
+
+async def run(plan: Plan) -> None:
+    """Returns when everything was asked to end and has ended; raises if it could not start or something died."""
+    if not plan.deployment:
+        raise InvalidInput(f"{plan.model!r} is not a model's name; try smollm2.")
+    _require_free(plan)
+    with Server(plan.url) as server:
+        try:
+            async with Children(_logs(), _say) as children:
+                await _bring_up(plan, children, server)
+                await children.unless_one_dies(asyncio.Event().wait())
+        except StopAsked:
+            _say("everything has ended")
+
+
+async def _bring_up(plan: Plan, children: Children, server: Server) -> None:
+    began = time.monotonic()
+    config = ["-c", plan.config] if plan.config else []
+    with display() as shown:
+        shown.show("starting the control plane")
+        await children.start("control plane", CONTROL_PLANE, *config, "--host", plan.host, "--port", str(plan.port))
+        await children.unless_one_dies(_ready(server))
+        shown.show("starting the worker")
+        worker = await children.start("worker", AGENT, *config, "-n", NODE)
+        await children.unless_one_dies(_worker_ready(worker))
+        await children.unless_one_dies(_deployed(plan, server, shown))
+    print(welcome(plan, time.monotonic() - began), flush=True)
+
+
+async def _ready(server: Server) -> None:
+    while not await asyncio.to_thread(server.is_ready):  # noqa: ASYNC110 - another process: there is no event
+        await asyncio.sleep(_LOOK_EVERY_SECONDS)
+
+
+async def _worker_ready(worker: Child) -> None:
+    """By its own word: the node's key may still be there from an earlier run."""
+    while not worker.has_said(f"deepinfer worker {NODE}: ready"):  # noqa: ASYNC110 - as above
+        await asyncio.sleep(_LOOK_EVERY_SECONDS)
+
+
+async def _deployed(plan: Plan, server: Server, shown: Display) -> None:
+    await asyncio.to_thread(server.put, plan.deployment, plan.spec)
+    settling = Settling()
+    while True:
+        progress = (await asyncio.to_thread(look, server, plan.deployment)).progress
+        if settling.final(progress, time.monotonic()):
+            if progress.outcome is not Outcome.READY:
+                raise OperationFailed(f"{progress.sentence.rstrip('.')}. Everything is ended; logs are in {_logs()}.")
+            return
+        shown.show(progress.sentence)
+        await asyncio.sleep(_LOOK_EVERY_SECONDS)
+
+
+def _require_free(plan: Plan) -> None:
+    """Say it before anything is started."""
+    family = socket.AF_INET6 if ":" in plan.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((plan.host, plan.port))
+        except OSError as error:
+            raise OperationFailed(_taken(plan, error)) from error
+
+
+def _taken(plan: Plan, error: OSError) -> str:
+    try:
+        with Server(plan.url) as server:
+            server.nodes()
+    except CommandError:
+        return f"Port {plan.port} of {plan.host} cannot be used ({error.strerror}); choose another with --port."
+    return (
+        f"A deepinfer already answers at {plan.url}; run the model there with "
+        f"`deepinfer deploy {plan.model} --server {plan.url}`, or stop that one first."
+    )
+
+
+def _logs() -> Path:
+    return data_dir() / "up"
+
+
+def _say(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)

@@ -1,0 +1,39 @@
+"""A request's body as a JSON object, whatever its Content-Type says: `curl -d` sends a form's."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from fastapi import Request
+
+from deepinfer.control_plane.management.refused_requests import BodyTooLarge
+from deepinfer.fleet.errors import InvalidRequest
+
+LIMIT_BYTES = 64 * 1024
+"""A spec is copied into each of its placements, and etcd takes 1.5 MiB at once."""
+
+
+async def json_object(request: Request) -> dict[str, Any]:
+    """Raises `InvalidRequest` with what is wrong and where."""
+    body = await _whole(request)
+    try:
+        found = json.loads(body, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"The body is not valid JSON: {error}.") from error
+    if not isinstance(found, dict):
+        raise InvalidRequest('The body must be a JSON object, such as {"model": "smollm2", "engine": "layer-shard"}.')
+    return found
+
+
+async def _whole(request: Request) -> bytes:
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > LIMIT_BYTES:
+            raise BodyTooLarge(f"The body is larger than {LIMIT_BYTES} bytes; a deployment needs far less.")
+    return bytes(body)
+
+
+def _no_constant(name: str) -> Any:
+    raise InvalidRequest(f"The body is not valid JSON: {name} is not a number there.")

@@ -1,0 +1,42 @@
+"""No web page may change the fleet. A browser on this machine reaches loopback, and there is no login yet.
+
+A page of another origin is told by its Origin header; one that renamed our address to its own host (DNS rebinding) is
+told by the Host header. Programs send no Origin and our own address. Reading is not refused here: browsers do that.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from urllib.parse import urlsplit
+
+from fastapi import Request
+
+from deepinfer.control_plane.management.refused_requests import ForeignOrigin
+
+READING = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+async def refuse_foreign_origins(request: Request) -> None:
+    """Raises `ForeignOrigin` for a request that changes something and that a foreign web page may have sent."""
+    if request.method in READING:
+        return
+    host, origin = request.headers.get("host", ""), request.headers.get("origin")
+    if not _is_ours(host):
+        raise ForeignOrigin(f"Host {host!r} is not this machine's loopback; use http://127.0.0.1 and the port.")
+    if origin is not None and _address(origin) != host.lower():
+        raise ForeignOrigin(f"Origin {origin!r} may not change the fleet; only pages of http://{host} may.")
+
+
+def _address(origin: str) -> str:
+    """Its host and port; something that equals no host for what is not http(s), such as "null"."""
+    scheme, _, address = origin.partition("://")
+    return address.lower() if scheme in ("http", "https") else "\0"
+
+
+def _is_ours(host: str) -> bool:
+    """Loopback by name or number: serve listens nowhere else."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False

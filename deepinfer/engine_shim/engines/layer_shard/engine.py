@@ -1,0 +1,209 @@
+"""The layer-shard engine: stock transformers layers, our own batching. It implements `TokenEngine`.
+
+One thread computes; the event loop only queues requests and reads deltas. Commands reach the thread through a queue
+that it empties between two steps, and all deltas of a step reach the event loop in one wake-up.
+
+Limits: one stage must hold the whole model; there is no prefix cache, so `kv` stays empty.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+import queue
+import threading
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import psutil
+import torch
+import transformers
+
+from deepinfer.engine_shim.engines.layer_shard.capacity import limits_of
+from deepinfer.engine_shim.engines.layer_shard.errors import LayerShardError
+from deepinfer.engine_shim.engines.layer_shard.options import Options
+from deepinfer.engine_shim.engines.layer_shard.schedule import BLOCK, Limits
+from deepinfer.engine_shim.engines.layer_shard.sequence import Sequence
+from deepinfer.engine_shim.engines.layer_shard.stage import Source, Stage, build_stage, end_token_ids
+from deepinfer.engine_shim.engines.layer_shard.steps import Steps
+from deepinfer.engine_shim.kv_contents import KvContents
+from deepinfer.engine_shim.token_engine import (
+    ContextTooLong,
+    EngineInfo,
+    EngineLoad,
+    FinishReason,
+    TokenDelta,
+    TokenRequest,
+)
+
+Progress = Callable[[str], None]
+
+
+@dataclass(eq=False)
+class _Caller:
+    """Who waits for a sequence's deltas."""
+
+    sequence: Sequence
+    loop: asyncio.AbstractEventLoop
+    deltas: asyncio.Queue[TokenDelta]
+
+
+@dataclass(frozen=True)
+class _Add:
+    caller: _Caller
+
+
+@dataclass(frozen=True)
+class _Abort:
+    caller: _Caller
+
+
+@dataclass(frozen=True)
+class _Close:
+    pass
+
+
+class LayerShardEngine:
+    """Serves one model. Make it with `from_folder`, in a thread: reading the weights blocks."""
+
+    def __init__(self, stage: Stage, limits: Limits, info: EngineInfo, *, seed: int = 0, threads: int = 1) -> None:
+        self.info = info
+        self.kv = KvContents(boot_epoch=time.time_ns())
+        self._stage = stage
+        self._steps = Steps(stage, limits)
+        self._load = EngineLoad()
+        self._seed = seed
+        self._threads = threads
+        self._numbers = itertools.count()
+        self._callers: dict[int, _Caller] = {}
+        self._commands: queue.SimpleQueue[_Add | _Abort | _Close] = queue.SimpleQueue()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="layer-shard", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def from_folder(cls, model_path: Path, options: Options | None = None, progress: Progress | None = None) -> Self:
+        """Blocking. Raises a `LayerShardError` when the model cannot be served."""
+        options = options or Options()
+        tell = progress or (lambda line: None)
+        threads = options.threads or psutil.cpu_count(logical=False) or 1
+        torch.set_num_threads(threads)
+        tell(f"reading the weights of {model_path.name}")
+        stage = build_stage(Source(model_path, options.layers, options.device, options.dtype))
+        if not (stage.shape.first and stage.shape.last):
+            raise LayerShardError("One stage must hold all layers; pipelines over several nodes are not built yet.")
+        limits, longest = limits_of(stage, options)
+        info = EngineInfo(
+            model=options.served_name or model_path.name,
+            engine="layer-shard",
+            engine_version=f"transformers {transformers.__version__}, torch {torch.__version__}",
+            max_model_len=longest,
+            kv_block_size=BLOCK,
+            kv_blocks=limits.kv_tokens // BLOCK,
+            dtype=str(stage.dtype).removeprefix("torch."),
+            memory_bytes=stage.weight_bytes,
+            eos_token_ids=end_token_ids(model_path),
+        )
+        tell(f"ready: {stage.weight_bytes / 1e6:.0f} MB of weights, room for {limits.kv_tokens} tokens")
+        return cls(stage, limits, info, seed=options.seed, threads=threads)
+
+    async def generate(self, request: TokenRequest) -> AsyncIterator[TokenDelta]:
+        """Deltas until one has a finish reason. An answer that reaches the model's length ends there."""
+        caller = self._called(request)
+        self._commands.put(_Add(caller))
+        ended = False
+        try:
+            while not ended:
+                delta = await caller.deltas.get()
+                ended = delta.finish_reason is not None
+                yield delta
+        finally:
+            if not ended:
+                self._commands.put(_Abort(caller))
+
+    def load(self) -> EngineLoad:
+        """As of the last step."""
+        return self._load
+
+    async def close(self) -> None:
+        """Stop after the step under way; requests that still run end with an error."""
+        if not self._closed:
+            self._closed = True
+            self._commands.put(_Close())
+        await asyncio.to_thread(self._thread.join)
+        del self._stage, self._steps
+
+    def _called(self, request: TokenRequest) -> _Caller:
+        if self._closed:
+            raise LayerShardError("The engine is closed; ask another replica.")
+        prompt = len(request.token_ids)
+        if not 0 < prompt < self.info.max_model_len:
+            raise ContextTooLong(prompt, self.info.max_model_len)
+        number = next(self._numbers)
+        seed = request.sampling.seed
+        sequence = Sequence(
+            number=number,
+            request=request,
+            end_token_ids=() if request.sampling.ignore_eos else self.info.eos_token_ids,
+            longest=min(prompt + request.sampling.max_tokens, self.info.max_model_len),
+            generator=torch.Generator().manual_seed(self._seed + number if seed is None else seed),
+        )
+        return _Caller(sequence, asyncio.get_running_loop(), asyncio.Queue())
+
+    def _run(self) -> None:
+        """The thread: obey all commands, compute a step, tell the callers; again."""
+        torch.set_num_threads(self._threads)  # OpenMP counts threads for each calling thread
+        while self._obey():
+            self._tell(self._steps.step())
+            self._publish()
+        stopped = TokenDelta(finish_reason=FinishReason.ERROR, error="The engine was stopped.")
+        self._tell([(caller.sequence, stopped) for caller in self._callers.values()])
+
+    def _obey(self) -> bool:
+        """Take the commands there are, waiting for one when there is nothing to compute; False: stop."""
+        while True:
+            try:
+                command = self._commands.get(block=self._steps.idle)
+            except queue.Empty:
+                return True
+            match command:
+                case _Add(caller):
+                    self._callers[caller.sequence.number] = caller
+                    self._steps.add(caller.sequence)
+                case _Abort(caller):
+                    self._callers.pop(caller.sequence.number, None)
+                    self._steps.remove(caller.sequence)
+                case _Close():
+                    return False
+            self._publish()
+
+    def _tell(self, deltas: list[tuple[Sequence, TokenDelta]]) -> None:
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Caller, TokenDelta]]] = defaultdict(list)
+        for sequence, delta in deltas:
+            caller = self._callers[sequence.number]
+            by_loop[caller.loop].append((caller, delta))
+        for sequence, delta in deltas:
+            if delta.finish_reason is not None:
+                del self._callers[sequence.number]
+        for loop, told in by_loop.items():
+            try:
+                loop.call_soon_threadsafe(_deliver, told)
+            except RuntimeError:  # the loop was closed without closing its iterators: nobody listens any more
+                for caller, _ in told:
+                    self._commands.put(_Abort(caller))
+
+    def _publish(self) -> None:
+        self._load = self._steps.load()
+        held = self._stage.weight_bytes + self._steps.kv_tokens_held * self._stage.kv_shape.bytes_per_token
+        if held != self.info.memory_bytes:
+            self.info = dataclasses.replace(self.info, memory_bytes=held)
+
+
+def _deliver(told: list[tuple[_Caller, TokenDelta]]) -> None:
+    for caller, delta in told:
+        caller.deltas.put_nowait(delta)

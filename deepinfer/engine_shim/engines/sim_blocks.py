@@ -1,0 +1,97 @@
+"""A simulated engine's KV cache: blocks by hash, shared by prefix, given up in LRU order.
+
+Counts only; there is nothing in the blocks. A block is in use (a running request needs it), idle (kept for a later
+prompt with the same beginning), or not there. A request reserves what it may need at its start, so none is preempted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+
+from deepinfer.engine_shim.kv_contents import KvBlock, KvContents
+
+
+def chained_blocks(token_ids: Sequence[int], block_size: int, parent: int = 0) -> Iterator[KvBlock]:
+    """The full blocks of a sequence; each hash covers everything before it."""
+    for start in range(0, len(token_ids) - block_size + 1, block_size):
+        tokens = tuple(token_ids[start : start + block_size])
+        block = KvBlock(_hash(parent, tokens), parent, tokens)
+        yield block
+        parent = block.hash
+
+
+def _hash(parent: int, tokens: tuple[int, ...]) -> int:
+    digest = hashlib.blake2b(parent.to_bytes(8, "little") + array("I", tokens).tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") or 1  # 0 is the root
+
+
+class BlockCache:
+    """`capacity` blocks. Changes gather until `publish`, so that a step is one change of the contents."""
+
+    def __init__(self, capacity: int, contents: KvContents) -> None:
+        self.capacity = capacity
+        self._contents = contents
+        self._users: dict[int, int] = {}
+        self._idle: OrderedDict[int, None] = OrderedDict()
+        self._reserved = 0
+        self._stored: list[KvBlock] = []
+        self._removed: list[int] = []
+
+    @property
+    def used(self) -> int:
+        """Blocks that running requests hold."""
+        return len(self._users) + self._reserved
+
+    def acquire(self, hashes: Sequence[int]) -> int:
+        """Hold the longest prefix of `hashes` that is here; the answer is how many."""
+        for held, block_hash in enumerate(hashes):
+            if not self._hold(block_hash):
+                return held
+        return len(hashes)
+
+    def reserve(self, blocks: int) -> bool:
+        """Set room aside, at the expense of idle blocks. False, and nothing changes, when there is not enough."""
+        if self.used + blocks > self.capacity:
+            return False
+        self._reserved += blocks
+        while self.used + len(self._idle) > self.capacity:
+            oldest, _ = self._idle.popitem(last=False)
+            self._removed.append(oldest)
+        return True
+
+    def store(self, block: KvBlock) -> None:
+        """A reserved block is full now. If another request made the same one, its room is given back."""
+        self._reserved -= 1
+        if not self._hold(block.hash):
+            self._users[block.hash] = 1
+            self._stored.append(block)
+
+    def release(self, hashes: Sequence[int], reserved: int) -> None:
+        """A request is over. Its last blocks become the oldest: a prefix is worth more than what follows it."""
+        self._reserved -= reserved
+        for block_hash in reversed(hashes):
+            self._users[block_hash] -= 1
+            if not self._users[block_hash]:
+                del self._users[block_hash]
+                self._idle[block_hash] = None
+
+    def publish(self) -> None:
+        """Tell what changed since the last time."""
+        if self._stored or self._removed:
+            gone, self._removed = self._removed, []
+            stored, self._stored = self._stored, []
+            self._contents.change(removed=gone)  # first: a block may have gone and come back
+            self._contents.change(stored=stored)
+
+    def _hold(self, block_hash: int) -> bool:
+        if block_hash in self._idle:
+            del self._idle[block_hash]
+            self._users[block_hash] = 1
+        elif block_hash in self._users:
+            self._users[block_hash] += 1
+        else:
+            return False
+        return True

@@ -1,0 +1,136 @@
+"""What any launcher must do, with real processes: an obedient engine, and one that does all it can to stay."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from deepinfer.agent.engine_log import last_useful_line, log_path
+from deepinfer.agent.engine_process import EngineProcess, engine_processes
+from deepinfer.agent.launcher import NativeLauncher
+from deepinfer.fleet.launch import EngineLaunch
+from tests.fleet import eventually
+from tests.fleet_values import placement
+
+SLEEPS = "import sys, time; print('up', sys.argv[1], flush=True); time.sleep(600)"
+STAYS = """
+import os, signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+for away in (False, True):
+    subprocess.Popen([sys.executable, "-c", code], start_new_session=away)
+print("up", flush=True)
+time.sleep(600)
+"""
+FAILS = "import sys; print('Traceback'); print('ValueError: no such layer'); print('bye'); sys.exit(7)"
+
+
+@pytest.fixture
+def launcher(tmp_path: Path) -> Iterator[NativeLauncher]:
+    environment = {**os.environ, "HF_TOKEN": "hf_secret", "MY_API_KEY": "k", "TOKENIZERS_PARALLELISM": "false"}
+    (tmp_path / "sockets").mkdir()
+    yield NativeLauncher(os.urandom(8).hex(), tmp_path / "engines", tmp_path / "sockets", environment)
+
+
+def with_shim(launcher: NativeLauncher, code: str) -> NativeLauncher:
+    return replace(launcher, shim=(sys.executable, "-c", code))
+
+
+def printed(process: EngineProcess) -> str:
+    return log_path(process.folder).read_text()
+
+
+async def test_a_second_start_of_the_same_placement_adopts_the_first(launcher: NativeLauncher) -> None:
+    launcher = with_shim(launcher, SLEEPS)
+    first = launcher.start(placement(), None)
+    assert launcher.start(placement(), None) == first
+    assert launcher.running() == [first]
+    await first.kill()
+    assert launcher.running() == []
+
+
+async def test_an_engine_of_another_agent_is_not_seen(launcher: NativeLauncher, tmp_path: Path) -> None:
+    ours = with_shim(launcher, SLEEPS)
+    other = replace(ours, instance="0" * 16, engines=tmp_path / "other")
+    process = other.start(placement(), None)
+    assert ours.running() == []
+    await process.kill()
+
+
+async def test_an_adopted_engine_is_the_same_process_in_its_own_session(launcher: NativeLauncher) -> None:
+    launcher = with_shim(launcher, SLEEPS)
+    first = launcher.start(placement(), None)
+    (adopted,) = launcher.running()
+    assert (adopted.pid, adopted.created, adopted.socket) == (first.pid, first.created, first.socket)
+    assert adopted.child is None and adopted.has_shim
+    assert os.getsid(first.pid) == first.pid
+    os.kill(first.pid, signal.SIGKILL)
+    assert await first.ended() == -signal.SIGKILL
+    assert await adopted.ended() is None  # only a parent learns it
+
+
+async def test_a_stop_ends_all_of_an_engine_that_ignores_sigterm(
+    launcher: NativeLauncher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deepinfer.agent.engine_process.KILL_AFTER_SECONDS", 0.3)
+    process = with_shim(launcher, STAYS).start(placement(), None)
+    eventually(lambda: printed(process).count("up") == 3)
+    assert len(process.members()) == 3
+    await process.terminate()
+    assert process.members() == []
+    assert engine_processes(launcher.instance) == {}
+    assert await process.ended() == -signal.SIGKILL
+
+
+async def test_what_a_dead_shim_left_behind_is_found_and_ended(launcher: NativeLauncher) -> None:
+    launcher = with_shim(launcher, STAYS)
+    process = launcher.start(placement(), None)
+    eventually(lambda: printed(process).count("up") == 3)
+    os.kill(process.pid, signal.SIGKILL)
+    assert await process.ended() == -signal.SIGKILL
+    (remains,) = launcher.running()
+    assert remains.pid != process.pid
+    await remains.kill()
+    assert launcher.running() == []
+
+
+async def test_the_exit_status_and_the_log_of_a_failure_are_kept(launcher: NativeLauncher) -> None:
+    process = with_shim(launcher, FAILS).start(placement(), None)
+    assert await process.ended() == 7
+    assert last_useful_line(process.folder) == "ValueError: no such layer"
+    second = with_shim(launcher, SLEEPS).start(placement(), None)
+    assert "no such layer" in log_path(second.folder, previous=True).read_text()
+    eventually(lambda: "up" in printed(second))
+    assert "no such layer" not in printed(second)
+    await second.kill()
+
+
+async def test_an_engine_gets_its_launch_file_and_no_secrets(launcher: NativeLauncher) -> None:
+    wanted = placement(epoch=3)
+    wanted = wanted.model_copy(
+        update={
+            "devices": ("cuda:1", "cuda:3"),
+            "spec": wanted.spec.model_copy(update={"env": {"OMP_NUM_THREADS": "1"}}),
+        }
+    )
+    process = with_shim(launcher, SLEEPS).start(wanted, Path("/models/m"))
+    eventually(lambda: "up" in printed(process))
+    environment = psutil.Process(process.pid).environ()
+    launch = EngineLaunch.model_validate_json((process.folder / "launch.json").read_bytes())
+    await process.kill()
+    assert {"HF_TOKEN", "MY_API_KEY"}.isdisjoint(environment)
+    assert environment["TOKENIZERS_PARALLELISM"] == "false"
+    assert environment["OMP_NUM_THREADS"] == "1"
+    assert environment["CUDA_VISIBLE_DEVICES"] == "1,3"
+    assert environment["DEEPINFER_PLACEMENT"] == f"{wanted.id}:3:{launcher.instance}"
+    assert (launch.placement, launch.epoch, launch.device) == (wanted.id, 3, "cuda")
+    assert launch.served_names == ("chat", "org/model")
+    assert launch.model_path == Path("/models/m")
+    assert launch.socket == process.socket

