@@ -65,5 +65,5 @@ async def running_gateway(fleet: Snapshot | None = None) -> AsyncIterator[Runnin
 async def until(true: Callable[[], object], seconds: float = 10.0) -> None:
     """Wait until the router sees it so. It follows engines in other processes, and nothing tells when it has."""
     async with asyncio.timeout(seconds):
-        while not true():
+        while not true():  # noqa: ASYNC110
             await asyncio.sleep(0.01)

@@ -40,17 +40,19 @@ class HandMadeEngine:
 
     placement: str = "chat-aaaaa-0"
     epoch: int = 1
-    answering: Answering = answers(b"{}")
+    answering: Answering = field(default_factory=lambda: answers(b"{}"))
     endpoint: str = ""
     calls: list[EngineCall] = field(default_factory=list)
     identified: int = 0  # how often it was asked who it is
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     phase: ShimPhase = ShimPhase.READY
     _phase_changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+    _writing: asyncio.Lock = field(default_factory=asyncio.Lock)  # gRPC takes one message of a stream at a time
     _server: grpc.aio.Server | None = None
 
     async def start(self, port: int = 0) -> None:
-        server = self._server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
+        options = (("grpc.so_reuseport", 0), ("grpc.http2.max_ping_strikes", 0))
+        server = self._server = grpc.aio.server(options=options)
         server.add_generic_rpc_handlers((self._service(),))
         self.endpoint = f"127.0.0.1:{server.add_insecure_port(f'127.0.0.1:{port}')}"
         await server.start()
@@ -65,7 +67,7 @@ class HandMadeEngine:
             self.phase = phase
             self._phase_changed.notify_all()
 
-    def _service(self) -> grpc.GenericRpcHandler:
+    def _service(self) -> grpc.GenericRpcHandler[Any, Any]:
         handlers = {
             "GetInfo": grpc.unary_unary_rpc_method_handler(self._info, None, wire.info_to_bytes),
             "WatchState": grpc.unary_stream_rpc_method_handler(self._watch, None, wire.state_to_bytes),
@@ -97,7 +99,8 @@ class HandMadeEngine:
 
     async def _answer(self, stream: int, call: EngineCall, context: Any) -> None:
         async for frame in self.answering(stream, call):
-            await context.write(frame)
+            async with self._writing:
+                await context.write(frame)
 
 
 def _to_wire(frame: AnswerFrame | bytes) -> bytes:

@@ -142,8 +142,8 @@ class NodeAgent:
 
     def _remember_counts(self) -> None:
         if self._known is not None:
-            for placement_id in self._replicas.keys() & self._known.statuses.keys():
-                self._replicas[placement_id].remember(self._known.statuses[placement_id])
+            for placement_id, replica in self._replicas.items():
+                replica.remember(self._known.statuses.get(placement_id))
 
     def _forget(self, placement_id: str) -> None:
         self._replicas.pop(placement_id, None)

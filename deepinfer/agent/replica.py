@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,9 @@ class Replica:
         self._epoch = last_status.epoch if last_status else 0
         self._restarts = Restarts(total=last_status.restarts if last_status else 0)
         self._started_before = last_status is not None and (last_status.pid is not None or last_status.restarts > 0)
+        self._inherits = False
         self._life: asyncio.Task[None] | None = None
+        self._process: EngineProcess | None = None
         self._ending = asyncio.Event()
         self._hurry = asyncio.Event()
         self._ready = asyncio.Event()
@@ -75,18 +77,22 @@ class Replica:
         self._epoch = placement.epoch
         self._begin(Stage.PREPARING)
         self._publish(phase=Phase.PREPARING, message="", endpoint=None, pid=None, memory_bytes=None)
-        self._life = tasks.create_task(self._live(placement), name=f"replica {self.id}")
+        self._live_with(placement, tasks)
 
     def adopt(self, process: EngineProcess, tasks: asyncio.TaskGroup) -> None:
         """Go on with a life that an earlier agent began."""
         self._epoch = process.mark.epoch
+        self._inherits = self._started_before = True
         self._begin(Stage.RUNNING)
-        self._life = tasks.create_task(self._live(process), name=f"replica {self.id}")
+        self._live_with(process, tasks)
 
-    def remember(self, status: ReplicaStatus) -> None:
-        """What an earlier agent had counted."""
-        if self.status is None and status.epoch == self._epoch:
-            self._restarts = Restarts(total=status.restarts)
+    def remember(self, status: ReplicaStatus | None) -> None:
+        """What the agent that an engine was adopted from had counted; heard of once the store can be read."""
+        if self._inherits and status is not None and status.epoch == self._epoch:
+            self._restarts = replace(self._restarts, total=self._restarts.total + status.restarts)
+            if self.status is not None:
+                self._publish()
+        self._inherits = False
 
     def stop(self, *, hurry: bool = False) -> None:
         """Let running requests finish (unless in a hurry), then end the process group."""
@@ -114,23 +120,28 @@ class Replica:
         self._ending, self._ready, self._hurry = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._ready_since = self._blame = None
 
+    def _live_with(self, origin: Placement | EngineProcess, tasks: asyncio.TaskGroup) -> None:
+        self._process = origin if isinstance(origin, EngineProcess) else None
+        self._life = tasks.create_task(self._live(origin), name=f"replica {self.id}")
+        self._life.add_done_callback(self._given_up)
+
+    def _given_up(self, life: asyncio.Task[None]) -> None:
+        """A cancelled preparation leaves nothing; a running engine outlives its agent."""
+        if life.cancelled() and self._process is None:
+            self._gone()
+
     async def _live(self, origin: Placement | EngineProcess) -> None:
-        process: EngineProcess | None = None
         try:
-            process = origin if isinstance(origin, EngineProcess) else await self._started(origin)
+            process = self._process = origin if isinstance(origin, EngineProcess) else await self._started(origin)
             self._conclude(await self._run_to_its_end(process))
-        except asyncio.CancelledError:
-            if process is None:
-                self._gone()
-            raise  # a running engine outlives its agent
         except EngineWillNotStart as error:
             self._fail(Stage.REFUSED, str(error))
         except (DeepinferError, OSError) as error:
             self._fail(Stage.CRASHED, str(error))
         except Exception as error:
             log.exception("the life of %s ended in a fault of this program", self.id)
-            if process is not None:
-                await process.kill()
+            if self._process is not None:
+                await self._process.kill()
             self._fail(Stage.CRASHED, f"The worker itself failed ({error!r}); its log has more.")
 
     async def _started(self, placement: Placement) -> EngineProcess:

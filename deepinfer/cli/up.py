@@ -20,8 +20,6 @@ from deepinfer.cli.names import deployment_name
 from deepinfer.cli.options import DEFAULT_SERVER, ConfigFile
 from deepinfer.cli.views import View
 
-_ANYWHERE = ("0.0.0.0", "::")  # noqa: S104 - listened on; reached by loopback
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -39,8 +37,7 @@ class Plan:
 
     @property
     def url(self) -> str:
-        host = "127.0.0.1" if self.host in _ANYWHERE else self.host
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
 
 
 def up(

@@ -20,7 +20,7 @@ from deepinfer.engine_shim.answer import Answer
 from deepinfer.engine_shim.call_stream import CallStream, reason_of
 from deepinfer.engine_shim.frames import EngineCall
 from deepinfer.engine_shim.wire import METHODS, EngineState, GenerateDelta, GenerateRequest, ShimInfo, ShimPhase
-from deepinfer.fleet.errors import EngineFailed
+from deepinfer.fleet.errors import EngineFailed, InvalidRequest
 
 __all__ = [
     "Answer",
@@ -94,7 +94,7 @@ class EngineClient:
             return unfinished
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateDelta]:
-        """Typed deltas until one has a finish reason. Closing the iterator aborts the request in the engine."""
+        """Typed deltas until one has a finish reason; `InvalidRequest`. Closing the iterator aborts in the engine."""
         deltas = self._generate(request)
         try:
             with self._failures():
@@ -122,6 +122,8 @@ class EngineClient:
         try:
             yield
         except grpc.RpcError as error:
+            if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+                raise InvalidRequest(error.details()) from error
             raise EngineFailed(f"The engine at {self.target} failed: {reason_of(error)}.") from error
         except asyncio.CancelledError:
             task = asyncio.current_task()

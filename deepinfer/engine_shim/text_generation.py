@@ -5,9 +5,10 @@ Streamed and whole answers, and both OpenAI endpoints, go through here, so they 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from typing import cast
 
 from deepinfer.engine_shim.text.stop_strings import StopStrings
 from deepinfer.engine_shim.text.tokenizer import Tokenizer
@@ -56,29 +57,26 @@ class TextGenerator:
     def info(self) -> EngineInfo:
         return self._engine.info
 
-    def fitting(self, prompt_tokens: int, max_tokens: int | None) -> int:
+    def fitting(self, prompt_tokens: int, max_tokens: int | None, *, param: str = "prompt") -> int:
         """How many tokens may be made: all that fit, unless the request says a number. `ContextTooLong`."""
         limit = self.info.max_model_len
         if prompt_tokens >= limit:
-            raise ContextTooLong(prompt_tokens, limit)
+            raise ContextTooLong(prompt_tokens, limit, param=param)
         if max_tokens is not None and prompt_tokens + max_tokens > limit:
             raise ContextTooLong(prompt_tokens, limit, max_tokens=max_tokens)
         return max_tokens if max_tokens is not None else limit - prompt_tokens
 
-    async def generate(self, request: TokenRequest, shape: TextShape) -> AsyncIterator[TextDelta]:
+    async def generate(self, request: TokenRequest, shape: TextShape) -> AsyncGenerator[TextDelta, None]:
         """Deltas until one has a finish reason; `EngineFailed` when the engine gives an error instead."""
         sequence = _Sequence(self, request.sampling, shape)
-        async with aclosing(self._deltas(request)) as deltas:
+        made = cast(AsyncGenerator[TokenDelta, None], self._engine.generate(request))  # the port: closing it aborts
+        async with aclosing(made) as deltas:
             async for delta in deltas:
                 text = sequence.take(delta)
                 yield text
                 if text.finish_reason is not None:
                     return
         raise EngineFailed("The engine ended an answer without saying why.")
-
-    async def _deltas(self, request: TokenRequest) -> AsyncIterator[TokenDelta]:
-        async for delta in self._engine.generate(request):
-            yield delta
 
 
 class _Sequence:

@@ -18,12 +18,14 @@ from deepinfer.fleet.errors import InvalidRequest
 class ContextTooLong(InvalidRequest):
     """The prompt, or the prompt and the answer that was asked for, do not fit into the model's context."""
 
-    def __init__(self, prompt_tokens: int, max_model_len: int, *, max_tokens: int | None = None) -> None:
+    def __init__(
+        self, prompt_tokens: int, max_model_len: int, *, max_tokens: int | None = None, param: str = "prompt"
+    ) -> None:
         asked = "" if max_tokens is None else f" and max_tokens asks for {max_tokens} more"
         super().__init__(
             f"This model's maximum context length is {max_model_len} tokens, prompt and answer together; "
             f"the prompt has {prompt_tokens}{asked}. Shorten it{'' if max_tokens is None else ', or ask for fewer'}.",
-            param="prompt" if max_tokens is None else "max_tokens",
+            param=param if max_tokens is None else "max_tokens",
         )
         self.prompt_tokens = prompt_tokens
         self.max_model_len = max_model_len

@@ -5,7 +5,7 @@ Its functions are the (de)serializers of the gRPC methods, so no message object 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Final
@@ -101,8 +101,7 @@ class GenerateDelta:
 
 
 def nothing(_: object) -> bytes:
-    """Of the requests that say nothing."""
-    return b""
+    return b""  # of the requests that say nothing
 
 
 def ignored(_: bytes) -> None:
@@ -110,8 +109,7 @@ def ignored(_: bytes) -> None:
 
 
 def info_to_bytes(info: ShimInfo) -> bytes:
-    fields: dict[str, Any] = asdict(info) | {"phase": _PHASE_NUMBERS[info.phase]}
-    return bytes(pb.EngineInfo(**fields).SerializeToString())
+    return bytes(pb.EngineInfo(**asdict(info) | {"phase": _PHASE_NUMBERS[info.phase]}).SerializeToString())
 
 
 def info_from_bytes(data: bytes) -> ShimInfo:
@@ -246,8 +244,8 @@ def unfinished_from_bytes(data: bytes) -> int:
 
 
 def generate_to_bytes(request: GenerateRequest) -> bytes:
-    fields: dict[str, Any] = asdict(request.sampling) | {"logit_bias": dict(request.sampling.logit_bias)}
-    m = pb.GenerateRequest(request_id=request.request_id, sampling=fields)
+    sampling = asdict(request.sampling) | {"logit_bias": dict(request.sampling.logit_bias)}
+    m = pb.GenerateRequest(request_id=request.request_id, sampling=sampling)
     if isinstance(request.prompt, str):
         m.text = request.prompt
     else:
@@ -291,12 +289,12 @@ def delta_from_bytes(data: bytes) -> GenerateDelta:
     return GenerateDelta(
         token_ids=tuple(m.token_ids),
         text=m.text,
-        logprobs=_logprobs(m.logprobs),
+        logprobs=tuple(_logprob(entry) for entry in m.logprobs),
         finish_reason=FinishReason(m.finish_reason) if m.finish_reason else None,
         cached_tokens=m.cached_tokens,
         error=m.error,
     )
 
 
-def _logprobs(entries: Sequence[Any]) -> tuple[TokenLogprob, ...]:
-    return tuple(TokenLogprob(e.token_id, e.logprob, tuple((a.token_id, a.logprob) for a in e.top)) for e in entries)
+def _logprob(m: Any) -> TokenLogprob:
+    return TokenLogprob(m.token_id, m.logprob, tuple((other.token_id, other.logprob) for other in m.top))

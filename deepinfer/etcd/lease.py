@@ -65,7 +65,7 @@ class Lease:
             try:
                 return await self._renew_over(connection.keep_alive(), until_deadline)
             except (aio.AioRpcError, asyncio.InvalidStateError, Unavailable, TimeoutError) as error:
-                cause = error.details() if isinstance(error, aio.AioRpcError) else error or "no answer in time"
+                cause = error.details() if isinstance(error, aio.AioRpcError) else str(error) or "no answer in time"
                 log.warning("renewing lease %x at %s failed: %s", self.id, connection.endpoint, cause)
             endpoints.leave(connection)
             await backoff.pause()

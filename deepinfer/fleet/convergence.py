@@ -40,4 +40,5 @@ async def keep_converging(
         after_failure.reset()
         after_conflict.reset()
         with suppress(TimeoutError):
-            await asyncio.wait_for(changed.wait(), resync_seconds)
+            async with asyncio.timeout(resync_seconds):  # Python 3.11's wait_for can swallow a cancellation
+                await changed.wait()

@@ -18,7 +18,7 @@ class EngineLaunch(Resource):
     epoch: int
     engine: EngineKind
     served_names: tuple[str, ...]  # the first is the one answers carry
-    model_path: Path | None  # None only for engines that need no weights (sim without a tokenizer)
+    model_path: Path | None = None  # None only for engines that need no weights (sim without a tokenizer)
     device: str
     dtype: str = "auto"
     max_model_len: int | None = None

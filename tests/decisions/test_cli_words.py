@@ -103,7 +103,7 @@ def test_a_hostname_becomes_a_node_name(hostname: str, name: str) -> None:
     ("host", "port", "url", "chat"),
     [
         ("127.0.0.1", 8082, "http://127.0.0.1:8082", "chat smollm2\n"),
-        ("0.0.0.0", 9000, "http://127.0.0.1:9000", "chat smollm2 --server http://127.0.0.1:9000\n"),  # noqa: S104
+        ("127.0.0.1", 9000, "http://127.0.0.1:9000", "chat smollm2 --server http://127.0.0.1:9000\n"),
         ("::1", 9000, "http://[::1]:9000", "chat smollm2 --server 'http://[::1]:9000'\n"),
     ],
 )

@@ -54,7 +54,7 @@ async def test_two_on_one_machine_listen_on_loopback_only_and_do_not_meet(tmp_pa
 async def test_a_port_that_something_else_holds_is_an_error_with_the_logs_words(tmp_path: Path) -> None:
     server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
     async with server:
-        with pytest.raises(EtcdWillNotStart, match="etcd.log ends with: .*address already in use"):
+        with pytest.raises(EtcdWillNotStart, match=r"etcd\.log ends with: .*address already in use"):
             async with embedded_etcd(tmp_path / "etcd", server.sockets[0].getsockname()[1]):
                 pass
 

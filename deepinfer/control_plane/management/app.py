@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fastapi import Depends, FastAPI
 
 from deepinfer.control_plane.management.refused_requests import tell_failures
@@ -15,8 +17,11 @@ Errors have OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`. T
 `/v1/chat/completions` and so on, on the same port."""
 
 
-def management_app(store: EtcdStore) -> FastAPI:
-    """Bodies are JSON whatever their Content-Type; web pages of other origins may not change anything."""
+def management_app(store: Callable[[], EtcdStore]) -> FastAPI:
+    """`store` gives the store, or raises `StoreUnavailable` while there is none yet: then every answer is a 503.
+
+    Bodies are JSON whatever their Content-Type; web pages of other origins may not change anything.
+    """
     app = FastAPI(
         title="deepinfer management API",
         description=_ABOUT,

@@ -25,7 +25,7 @@ class LogRequest:
 
 
 async def log_of(node: Node, wanted: LogRequest) -> AsyncGenerator[bytes, None]:
-    """The log's pieces. The first one is empty and comes when the agent has agreed: until then a status can be chosen."""
+    """The log's pieces. The first is empty and comes when the agent has agreed; until then a status can be chosen."""
     request = pb.ReadLogsRequest(
         placement=wanted.replica, tail_lines=wanted.tail, follow=wanted.follow, previous=wanted.previous
     )

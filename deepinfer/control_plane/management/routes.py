@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -25,12 +26,16 @@ router = APIRouter(prefix="/v1")
 
 async def fleet_now(request: Request) -> FleetView:
     """Read anew for every request, so that a client sees what it has just written."""
-    store: EtcdStore = request.app.state.store
-    return FleetView(snapshot_of((await store.read(keys.FLEET)).values))
+    return FleetView(snapshot_of((await _store(request).read(keys.FLEET)).values))
 
 
 def deployments_of(request: Request) -> Deployments:
-    return Deployments(request.app.state.store)
+    return Deployments(_store(request))
+
+
+def _store(request: Request) -> EtcdStore:
+    connected: Callable[[], EtcdStore] = request.app.state.store
+    return connected()
 
 
 Fleet = Annotated[FleetView, Depends(fleet_now)]

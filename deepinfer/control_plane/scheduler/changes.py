@@ -22,7 +22,7 @@ class Change:
 
 
 def changes_between(fleet: Snapshot, wanted: Plan) -> tuple[Change, ...]:
-    """What differs, deletions first: what they free may be given out by a later write. Unreadable keys are left alone."""
+    """What differs; deletions first, for a later write may give out what they free. Unreadable keys are left alone."""
     now, then = _records(fleet.placements, fleet.refusals), _records(wanted.placements, wanted.refusals)
     deletions = (Change(key, None, _premise_of_deletion(now[key])) for key in now if key not in then)
     puts = (

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from llvmlite import binding, ir
+from llvmlite import binding, ir  # type: ignore[import-untyped]
 
 LANES = 8  # fp32 numbers in an AVX2 register
 CHAINS = 8  # registers torch keeps running sums in

@@ -40,6 +40,7 @@ from deepinfer.engine_shim.token_engine import (
     TokenDelta,
     TokenRequest,
 )
+from deepinfer.fleet.errors import InvalidRequest
 
 Progress = Callable[[str], None]
 
@@ -136,7 +137,6 @@ class LayerShardEngine:
             self._closed = True
             self._commands.put(_Close())
         await asyncio.to_thread(self._thread.join)
-        del self._stage, self._steps
 
     def _called(self, request: TokenRequest) -> _Caller:
         if self._closed:
@@ -144,6 +144,7 @@ class LayerShardEngine:
         prompt = len(request.token_ids)
         if not 0 < prompt < self.info.max_model_len:
             raise ContextTooLong(prompt, self.info.max_model_len)
+        self._check_token_ids(request)
         number = next(self._numbers)
         seed = request.sampling.seed
         sequence = Sequence(
@@ -155,6 +156,15 @@ class LayerShardEngine:
         )
         return _Caller(sequence, asyncio.get_running_loop(), asyncio.Queue())
 
+    def _check_token_ids(self, request: TokenRequest) -> None:
+        """An id the model does not have would fail the whole step, and with it other requests."""
+        size = self._stage.vocabulary
+        biased = tuple(token for token, _ in request.sampling.logit_bias)
+        given = {"prompt": request.token_ids, "stop_token_ids": request.sampling.stop_token_ids, "logit_bias": biased}
+        for param, ids in given.items():
+            if not all(0 <= token < size for token in ids):
+                raise InvalidRequest(f"{param} has a token id outside the model's 0..{size - 1}; correct it.", param)
+
     def _run(self) -> None:
         """The thread: obey all commands, compute a step, tell the callers; again."""
         torch.set_num_threads(self._threads)  # OpenMP counts threads for each calling thread
@@ -163,6 +173,7 @@ class LayerShardEngine:
             self._publish()
         stopped = TokenDelta(finish_reason=FinishReason.ERROR, error="The engine was stopped.")
         self._tell([(caller.sequence, stopped) for caller in self._callers.values()])
+        self._steps.release()
 
     def _obey(self) -> bool:
         """Take the commands there are, waiting for one when there is nothing to compute; False: stop."""

@@ -13,6 +13,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,12 @@ def import_gguf(source: Path, destination: Path, progress: Progress = lambda lin
     half_made = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
     try:
         _write(source, half_made, progress)
-        half_made.chmod(0o755)  # mkdtemp makes it private; a model folder is read by other users' engines too
+        _let_others_read(half_made)
         half_made.rename(destination)
-    except BaseException:
-        shutil.rmtree(half_made, ignore_errors=True)
-        raise
+    except (OSError, ValueError, KeyError, IndexError, NotImplementedError) as error:  # what the readers raise
+        raise GgufImportError(f"{source} cannot be converted ({error}); is it a whole GGUF file?") from error
+    finally:
+        shutil.rmtree(half_made, ignore_errors=True)  # gone already when the renaming worked
     progress(f"ready: {destination}")
     return destination
 
@@ -66,7 +68,18 @@ def _write(source: Path, folder: Path, progress: Progress) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def _let_others_read(folder: Path) -> None:
+    """mkdtemp and safetensors write for one user only; a model folder is read by other users' engines too."""
+    folder.chmod(0o755)
+    for file in folder.iterdir():
+        file.chmod(0o644)
+
+
 def _silence(transformers: Any) -> None:
+    """Our progress lines are the only ones: libraries would draw bars over them."""
+    import transformers.modeling_gguf_pytorch_utils as reading
+
+    reading.tqdm = partial(reading.tqdm, disable=True)  # type: ignore[attr-defined]
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     for name in ("transformers", "gguf", "accelerate"):

@@ -74,11 +74,17 @@ class Stage:
 
     @torch.inference_mode()
     def forward(self, given: Tensor, positions: Tensor, ragged: attention.RaggedBatch) -> Tensor:
-        """Hidden states [token, width] of packed tokens. `given` is token ids on the first stage, else hidden states."""
+        """Hidden states [token, width] of packed tokens; `given` is token ids on the first stage, else such states."""
         name = "input_ids" if self.shape.first else "inputs_embeds"
         arguments = {name: given[None], "position_ids": positions[None], "use_cache": False, "ragged": ragged}
         hidden: Tensor = self._base(**arguments).last_hidden_state[0]
         return hidden
+
+    def release(self) -> None:
+        """Let go of the weights."""
+        del self._base, self._head
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:

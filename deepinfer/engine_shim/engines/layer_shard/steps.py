@@ -79,6 +79,14 @@ class Steps:
         elif sequence in self._waiting:
             self._waiting.remove(sequence)
 
+    def release(self) -> None:
+        """Free weights and memory; nothing can be computed afterwards."""
+        for sequence in (*self._running, *self._waiting):
+            sequence.forget()
+        self._running.clear()
+        self._waiting.clear()
+        self._stage.release()
+
     def step(self) -> list[tuple[Sequence, TokenDelta]]:
         """Compute once; what each sequence got from it."""
         began = time.perf_counter()

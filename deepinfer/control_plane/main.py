@@ -1,0 +1,207 @@
+"""`serve`: gateway, router, scheduler and management API in one process. Its parts, and how it ends.
+
+The HTTP server is up first and goes down last: requests that run are finished without the store. Everything else may
+wait for etcd, and does. SIGTERM and SIGINT end it; a second one does not wait for running requests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from deepinfer.control_plane.gateway.app import Gateway
+from deepinfer.control_plane.gateway.server import listening
+from deepinfer.control_plane.management.app import management_app
+from deepinfer.control_plane.router.replicas import Replicas
+from deepinfer.control_plane.scheduler.converge import converge
+from deepinfer.etcd.backoff import Backoff
+from deepinfer.fleet import keys
+from deepinfer.fleet.config import Config, EtcdConfig, InvalidConfig, load_config
+from deepinfer.fleet.convergence import keep_converging
+from deepinfer.fleet.embedded_etcd import embedded_etcd
+from deepinfer.fleet.errors import DeepinferError, NotBuiltYet, StoreUnavailable
+from deepinfer.fleet.leadership import Leadership, lead
+from deepinfer.fleet.snapshot import snapshot_of
+from deepinfer.fleet.store import EtcdStore
+
+log = logging.getLogger(__name__)
+
+
+class Connection:
+    """The way to the store, which may not be there yet."""
+
+    def __init__(self) -> None:
+        self.store: EtcdStore | None = None
+
+    def __call__(self) -> EtcdStore:
+        if self.store is None:
+            raise StoreUnavailable("serve is not connected to etcd yet; its log says why. Try again soon.")
+        return self.store
+
+
+async def run(config: Config) -> None:
+    """Until a signal ends it."""
+    _refuse_open_hosts(config.serve.host)
+    asked_to_stop = _stop_signal()
+    connection = Connection()
+    async with Replicas() as replicas:
+        gateway = Gateway(replicas, management_app(connection))
+        async with listening(gateway, config.serve.host, config.serve.port) as port:
+            ready_line = f"deepinfer serve: ready at {_url(config.serve.host, port)}"
+            await _run_until(asked_to_stop, _run_fleet(config.etcd, connection, replicas, ready_line))
+
+
+async def _run_until(asked: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        working = tasks.create_task(work)
+        await asked.wait()
+        working.cancel()
+
+
+async def _run_fleet(etcd: EtcdConfig, connection: Connection, replicas: Replicas, ready_line: str) -> None:
+    """Route by what the store says, and lead the fleet if nobody else does. Never returns."""
+    router_news, scheduler_news = asyncio.Event(), asyncio.Event()
+    name = f"{socket.gethostname()}-{os.getpid()}"
+    async with _connected(etcd) as store:
+        connection.store = store
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(_hear(store, router_news, scheduler_news))
+            tasks.create_task(keep_converging(partial(_route, store, replicas, ready_line), router_news))
+            tasks.create_task(lead(store, name, partial(_schedule, store, scheduler_news)))
+
+
+async def _hear(store: EtcdStore, *listeners: asyncio.Event) -> None:
+    """One watch for everybody."""
+    async with aclosing(store.changes(keys.FLEET)) as revisions:
+        async for _ in revisions:
+            for listener in listeners:
+                listener.set()
+
+
+async def _route(store: EtcdStore, replicas: Replicas, ready_line: str) -> None:
+    fleet = snapshot_of((await store.read(keys.FLEET)).values)
+    is_first = not replicas.has_view
+    replicas.update(fleet)
+    if is_first:
+        print(ready_line, flush=True)
+
+
+async def _schedule(store: EtcdStore, news: asyncio.Event, leadership: Leadership) -> None:
+    await keep_converging(partial(converge, store, leadership), news)
+
+
+@asynccontextmanager
+async def _connected(etcd: EtcdConfig) -> AsyncIterator[EtcdStore]:
+    """The configured etcd, waited for; without one, the etcd on this machine, started if it is not running."""
+    async with AsyncExitStack() as stack:
+        if not etcd.endpoints:
+            found = await stack.enter_async_context(embedded_etcd(etcd.data_dir, etcd.port))
+            log.info(
+                "etcd %s at %s, %s", found.version, found.endpoint, "started" if found.started else "found running"
+            )
+        yield await _first_answer(stack, etcd.addresses)
+
+
+async def _first_answer(stack: AsyncExitStack, addresses: tuple[str, ...]) -> EtcdStore:
+    backoff = Backoff(first=0.5, longest=10.0)
+    while True:
+        try:
+            return await stack.enter_async_context(EtcdStore.connect(addresses))
+        except StoreUnavailable as error:
+            log.warning("%s Trying again.", error)
+        await backoff.pause()
+
+
+def _stop_signal() -> asyncio.Event:
+    """Set by the first signal; the second one finds the default, which ends the process at once."""
+    asked = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def ask(sign: signal.Signals) -> None:
+        asked.set()
+        loop.remove_signal_handler(sign)
+
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(sign, ask, sign)
+    return asked
+
+
+def _refuse_open_hosts(host: str) -> None:
+    try:
+        is_loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_loopback = False
+    if not is_loopback:
+        raise NotBuiltYet(
+            f"serve cannot listen on {host}: authentication is not built yet, so only this machine may reach it; "
+            "use --host 127.0.0.1."
+        )
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The process's exit status: 0 when a signal ended it, 1 after an error that is told in one sentence."""
+    given = _parser().parse_args(arguments)
+    _log_to_stderr()
+    exit_status = 0
+    try:
+        asyncio.run(run(_config(given)))
+    except* DeepinferError as errors:
+        exit_status = 1
+        for error in _single_errors(errors):
+            print(f"error: {error}", file=sys.stderr)
+    return exit_status
+
+
+def _log_to_stderr() -> None:
+    lines = logging.StreamHandler(sys.stderr)
+    lines.setFormatter(_PlainLines("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(handlers=[lines], level=logging.INFO)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+
+
+class _PlainLines(logging.Formatter):
+    """An error of ours is its sentence; only what was not foreseen needs a traceback."""
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+        return str(ei[1]) if isinstance(ei[1], DeepinferError) else super().formatException(ei)
+
+
+def _single_errors(errors: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in errors.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _single_errors(error)
+        else:
+            yield error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m deepinfer.control_plane", description="Run the control plane.")
+    parser.add_argument("-c", "--config", type=Path, help="a TOML file; configs/default.toml shows every key")
+    parser.add_argument("--host", help="the address to listen on; loopback only in this version")
+    parser.add_argument("--port", type=int, help="0 lets the system choose")
+    parser.add_argument("--etcd", nargs="+", metavar="HOST:PORT", help="where the fleet's store is")
+    return parser
+
+
+def _config(given: argparse.Namespace) -> Config:
+    config = load_config(given.config)
+    if given.port is not None and not 0 <= given.port <= 65535:
+        raise InvalidConfig(f"--port {given.port} is no port; use 0 to 65535.")
+    asked = {name: value for name, value in (("host", given.host), ("port", given.port)) if value is not None}
+    etcd = config.etcd.model_copy(update={"endpoints": tuple(given.etcd)}) if given.etcd else config.etcd
+    return config.model_copy(update={"serve": config.serve.model_copy(update=asked), "etcd": etcd})

@@ -1,0 +1,118 @@
+"""From a launch to a running engine. Heavy libraries are imported here, by the function that needs them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from deepinfer.engine_shim.engine_args import layer_shard_args, sim_args
+from deepinfer.engine_shim.openai_app.app import openai_app
+from deepinfer.engine_shim.served_engine import ServedEngine
+from deepinfer.engine_shim.text.byte_tokenizer import ByteTokenizer
+from deepinfer.engine_shim.text.model_tokenizer import ModelTokenizer
+from deepinfer.engine_shim.text.tokenizer import Tokenizer
+from deepinfer.engine_shim.text_generation import TextGenerator
+from deepinfer.engine_shim.token_engine import TokenEngine
+from deepinfer.fleet.errors import EngineWillNotStart
+from deepinfer.fleet.launch import EngineLaunch
+from deepinfer.fleet.resources import EngineKind
+
+Progress = Callable[[str], None]
+_T = TypeVar("_T")
+
+
+async def loaded(launch: EngineLaunch, progress: Progress) -> ServedEngine:
+    """Raises `EngineWillNotStart` or `InvalidRequest` when trying again will not help."""
+    match launch.engine:
+        case EngineKind.SIM:
+            return await _sim(launch, progress)
+        case EngineKind.LAYER_SHARD:
+            return await _layer_shard(launch, progress)
+    raise EngineWillNotStart(f"The {launch.engine} engine is not built yet; use layer-shard or sim.")
+
+
+async def _sim(launch: EngineLaunch, progress: Progress) -> ServedEngine:
+    from deepinfer.engine_shim.engines.sim import SimEngine
+
+    args = sim_args(launch.engine_args)
+    progress("simulating the loading of a model")
+    await asyncio.sleep(args.load_seconds)
+    tokenizer: Tokenizer = ByteTokenizer()
+    if launch.model_path is not None:
+        tokenizer = await _in_thread(lambda: ModelTokenizer(_folder(launch)))
+    return _served(SimEngine(launch.served_names[0], tokenizer, args, launch.max_model_len), tokenizer, launch)
+
+
+async def _layer_shard(launch: EngineLaunch, progress: Progress) -> ServedEngine:
+    args = layer_shard_args(launch.engine_args)
+    folder = _folder(launch)
+    if launch.tensor_parallel_size not in (None, 1):
+        raise EngineWillNotStart("The layer-shard engine has no tensor parallelism; leave tensor_parallel_size out.")
+    loop = asyncio.get_running_loop()
+    progress("importing torch")
+
+    def tell(line: str) -> None:
+        loop.call_soon_threadsafe(progress, line)
+
+    def load() -> tuple[TokenEngine, Tokenizer]:
+        tokenizer = ModelTokenizer(folder)  # first: it is quick to refuse
+        try:
+            from deepinfer.engine_shim.engines.layer_shard.engine import LayerShardEngine
+            from deepinfer.engine_shim.engines.layer_shard.options import Options
+        except ModuleNotFoundError as error:
+            missing = f"The layer-shard engine needs {error.name}; install deepinfer[layer-shard] on this node."
+            raise EngineWillNotStart(missing) from error
+        options = Options(
+            device=launch.device,
+            dtype=launch.dtype,
+            max_model_len=launch.max_model_len,
+            gpu_memory_utilization=launch.gpu_memory_utilization,
+            max_num_seqs=args.max_num_seqs,
+            max_num_batched_tokens=args.max_num_batched_tokens,
+            threads=args.threads,
+            served_name=launch.served_names[0],
+        )
+        return LayerShardEngine.from_folder(folder, options, tell), tokenizer
+
+    return _served(*await _in_thread(load), launch)
+
+
+def _folder(launch: EngineLaunch) -> Path:
+    if launch.model_path is None:
+        raise EngineWillNotStart(f"The {launch.engine} engine needs a model folder, and the launch names none.")
+    return launch.model_path
+
+
+def _served(engine: TokenEngine, tokenizer: Tokenizer, launch: EngineLaunch) -> ServedEngine:
+    generator = TextGenerator(engine, tokenizer)
+    app = openai_app(generator, launch.served_names)
+    return ServedEngine(engine.info, app, generator, engine.kv, engine.load, engine.close)
+
+
+async def _in_thread(work: Callable[[], _T]) -> _T:
+    """In a thread the process need not wait for when it is told to stop (an executor's would be joined)."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[_T] = loop.create_future()
+
+    def run() -> None:
+        try:
+            result = work()
+        except BaseException as error:
+            loop.call_soon_threadsafe(_settle, done, error, None)
+        else:
+            loop.call_soon_threadsafe(_settle, done, None, result)
+
+    threading.Thread(target=run, name="loading", daemon=True).start()
+    return await done
+
+
+def _settle(done: asyncio.Future[_T], error: BaseException | None, result: _T | None) -> None:
+    if done.done():
+        return  # nobody waits any more
+    if error is not None:
+        done.set_exception(error)
+    else:
+        done.set_result(result)  # type: ignore[arg-type]

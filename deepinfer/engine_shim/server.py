@@ -1,0 +1,136 @@
+"""EngineService over gRPC: one engine's surface for its agent and for gateways.
+
+Says how it is from the first moment; takes requests only while READY. Knows values, not protobuf (`wire.py`), and an
+ASGI application, not OpenAI's shapes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, suppress
+from dataclasses import replace
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+
+from deepinfer.engine_shim import wire
+from deepinfer.engine_shim.call_connection import CallConnection
+from deepinfer.engine_shim.frames import AnswerFrame, CallFrame
+from deepinfer.engine_shim.in_flight import InFlight
+from deepinfer.engine_shim.openai_app.unavailable import unavailable
+from deepinfer.engine_shim.served_engine import Receive, Scope, Send
+from deepinfer.engine_shim.state_watch import StateWatch
+from deepinfer.engine_shim.status import ShimStatus
+from deepinfer.engine_shim.text_generation import TextGenerator, TextShape
+from deepinfer.engine_shim.token_engine import FinishReason, TokenRequest
+from deepinfer.engine_shim.wire import EngineState, GenerateDelta, GenerateRequest, ShimInfo, ShimPhase
+from deepinfer.fleet.errors import EngineFailed, InvalidRequest
+from deepinfer.protos.engine_service import SERVICE
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
+    ("grpc.max_receive_message_length", wire.MESSAGE_BYTES),
+    ("grpc.max_send_message_length", wire.MESSAGE_BYTES),
+    ("grpc.so_reuseport", 0),  # else a second shim could be given the same port
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_ping_strikes", 0),
+)
+
+
+class EngineServer:
+    """The service's methods and the state they share."""
+
+    def __init__(self, status: ShimStatus) -> None:
+        self._status = status
+        self._in_flight = InFlight()
+
+    async def get_info(self, request: None, context: Context) -> ShimInfo:
+        return self._status.info()
+
+    async def call(self, requests: AsyncIterator[list[CallFrame]], context: Context) -> None:
+        async def write(frames: list[AnswerFrame]) -> None:
+            await context.write(frames)
+            self._status.touch()
+
+        await CallConnection(self._app, write).serve(requests)
+
+    async def generate(self, request: GenerateRequest, context: Context) -> AsyncGenerator[GenerateDelta, None]:
+        generator = self._generator()
+        if generator is None:
+            message = f"The engine takes no typed requests now ({self._status.phase})."
+            await context.abort(grpc.StatusCode.UNAVAILABLE, message)
+        try:
+            with self._in_flight.one():
+                async for delta in _typed(generator, request):
+                    yield delta
+                    self._status.touch()
+        except InvalidRequest as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except EngineFailed as error:
+            yield GenerateDelta(finish_reason=FinishReason.ERROR, error=str(error))
+        finally:
+            self._status.touch()
+
+    async def watch_state(self, request: None, context: Context) -> AsyncGenerator[EngineState, None]:
+        async for state in StateWatch(self._status).states():
+            yield state
+
+    async def drain(self, timeout_seconds: float, context: Context) -> int:
+        self._status.drain()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._in_flight.none(), max(0.0, timeout_seconds))
+        return self._in_flight.count
+
+    async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The engine's application, while there is one to ask."""
+        status = self._status
+        app = status.engine.app if status.engine and status.phase is ShimPhase.READY else unavailable(status)
+        try:
+            with self._in_flight.one():
+                self._status.touch()
+                await app(scope, receive, send)
+        finally:
+            self._status.touch()
+
+    def _generator(self) -> TextGenerator | None:
+        engine = self._status.engine
+        return engine.generator if engine is not None and self._status.phase is ShimPhase.READY else None
+
+
+def engine_server(status: ShimStatus) -> grpc.aio.Server:
+    """A gRPC server with the service; ports are added and it is started by the caller."""
+    service = EngineServer(status)
+    methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        "GetInfo": grpc.unary_unary_rpc_method_handler(service.get_info, wire.ignored, wire.info_to_bytes),
+        "Call": grpc.stream_stream_rpc_method_handler(
+            service.call, wire.call_frames_from_bytes, wire.answer_frames_to_bytes
+        ),
+        "Generate": grpc.unary_stream_rpc_method_handler(
+            service.generate, wire.generate_from_bytes, wire.delta_to_bytes
+        ),
+        "WatchState": grpc.unary_stream_rpc_method_handler(service.watch_state, wire.ignored, wire.state_to_bytes),
+        "Drain": grpc.unary_unary_rpc_method_handler(service.drain, wire.drain_from_bytes, wire.unfinished_to_bytes),
+    }
+    server = grpc.aio.server(options=_OPTIONS)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
+    return server
+
+
+async def _typed(generator: TextGenerator, request: GenerateRequest) -> AsyncGenerator[GenerateDelta, None]:
+    prompt = request.prompt
+    if isinstance(prompt, str):
+        prompt = tuple(generator.tokenizer.encode(prompt, add_special_tokens=True))
+    sampling = replace(request.sampling, max_tokens=generator.fitting(len(prompt), request.sampling.max_tokens or None))
+    async with aclosing(generator.generate(TokenRequest(request.request_id, prompt, sampling), TextShape())) as deltas:
+        async for delta in deltas:
+            yield GenerateDelta(
+                token_ids=delta.token_ids,
+                text=delta.text,
+                logprobs=delta.logprobs,
+                finish_reason=delta.finish_reason,
+                cached_tokens=delta.cached_tokens,
+            )

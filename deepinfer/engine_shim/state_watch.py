@@ -1,0 +1,122 @@
+"""One reader of WatchState: a snapshot, then what changed.
+
+Several changes become one message: KV contents and phase travel at most every 20 ms, the load alone at most every
+100 ms, and without a change nothing is sent and nothing runs. A reader so slow that too many changes wait for it gets
+a new snapshot instead of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator
+from dataclasses import replace
+from typing import Final
+
+from deepinfer.engine_shim.kv_contents import KvBlock, KvChange, KvContents
+from deepinfer.engine_shim.status import ShimStatus
+from deepinfer.engine_shim.token_engine import EngineLoad
+from deepinfer.engine_shim.wire import EngineState, ShimPhase
+
+_MESSAGE_SECONDS: Final = 0.02
+_LOAD_SECONDS: Final = 0.1
+_MESSAGE_TOKENS: Final = 1 << 20
+"""Blocks of a snapshot go out in messages of about this many tokens (at most 5 bytes each)."""
+_WAITING_BLOCKS: Final = 65_536
+
+
+class StateWatch:
+    """Lives as long as its reader's RPC."""
+
+    def __init__(self, status: ShimStatus) -> None:
+        self._status = status
+        self._changed = asyncio.Event()
+        self._kv: KvContents | None = None
+        self._forget_kv: Callable[[], None] = lambda: None
+        self._snapshot_due = True
+        self._stored: dict[int, KvBlock] = {}
+        self._removed: dict[int, None] = {}
+        self._told_phase: tuple[ShimPhase, str] | None = None
+        self._told_load = EngineLoad()
+        self._told_load_at = 0.0
+
+    async def states(self) -> AsyncGenerator[EngineState, None]:
+        """Until the shim has failed; nothing follows that."""
+        forget_status = self._status.listen(self._changed.set)
+        try:
+            while self._told_phase is None or self._told_phase[0] is not ShimPhase.FAILED:
+                self._changed.clear()
+                for state in self._news():
+                    yield state
+                await asyncio.sleep(_MESSAGE_SECONDS)
+                await self._changed.wait()
+        finally:
+            forget_status()
+            self._forget_kv()
+
+    def _news(self) -> Iterator[EngineState]:
+        """The messages that are due now; nearly always one or none."""
+        self._attach()
+        if self._snapshot_due:
+            yield from self._snapshot()
+        elif self._stored or self._removed or self._told_phase != self._phase():
+            yield replace(self._state(), stored=tuple(self._stored.values()), removed=tuple(self._removed))
+            self._forget_changes()
+        elif self._status.load() != self._told_load:
+            yield from self._load_if_due()
+
+    def _load_if_due(self) -> Iterator[EngineState]:
+        loop = asyncio.get_running_loop()
+        due = self._told_load_at + _LOAD_SECONDS
+        if loop.time() < due:
+            loop.call_at(due, self._changed.set)
+        else:
+            yield self._state()
+
+    def _attach(self) -> None:
+        """The engine's contents exist from READY on."""
+        engine = self._status.engine
+        if engine is not None and self._kv is None:
+            self._kv = engine.kv
+            self._forget_kv = engine.kv.listen(self._keep)
+            self._snapshot_due = True
+
+    def _keep(self, change: KvChange) -> None:
+        for block_hash in change.removed:
+            self._stored.pop(block_hash, None)
+            self._removed[block_hash] = None
+        for block in change.stored:
+            self._stored[block.hash] = block
+        if len(self._stored) + len(self._removed) > _WAITING_BLOCKS:
+            self._snapshot_due = True
+            self._forget_changes()
+        self._changed.set()
+
+    def _snapshot(self) -> Iterator[EngineState]:
+        blocks = () if self._kv is None else self._kv.snapshot()
+        at_once = max(1, _MESSAGE_TOKENS // len(blocks[0].token_ids)) if blocks else 1
+        self._snapshot_due = False
+        self._forget_changes()
+        state = self._state()
+        yield replace(state, snapshot=True, stored=blocks[:at_once])
+        for start in range(at_once, len(blocks), at_once):
+            yield replace(state, stored=blocks[start : start + at_once])
+
+    def _state(self) -> EngineState:
+        self._told_phase = self._phase()
+        self._told_load = self._status.load()
+        self._told_load_at = asyncio.get_running_loop().time()
+        return EngineState(
+            boot_epoch=self._status.boot_epoch,
+            sequence=0 if self._kv is None else self._kv.sequence,
+            snapshot=False,
+            phase=self._status.phase,
+            message=self._status.message,
+            load=self._told_load,
+        )
+
+    def _phase(self) -> tuple[ShimPhase, str]:
+        return self._status.phase, self._status.message
+
+    def _forget_changes(self) -> None:
+        self._stored.clear()
+        self._removed.clear()

@@ -1,0 +1,82 @@
+"""What a shim says of itself, and who wants to hear of changes. The truth that GetInfo and WatchState tell."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from deepinfer.engine_shim.served_engine import ServedEngine
+from deepinfer.engine_shim.token_engine import EngineInfo, EngineLoad
+from deepinfer.engine_shim.wire import ShimInfo, ShimPhase
+from deepinfer.fleet.launch import EngineLaunch
+
+
+class ShimStatus:
+    """Phase, message and, from READY on, the engine."""
+
+    def __init__(self, launch: EngineLaunch) -> None:
+        self.boot_epoch = time.time_ns()
+        self.phase = ShimPhase.STARTING
+        self.message = "starting"
+        self.endpoint = ""
+        self.engine: ServedEngine | None = None
+        self._launch = launch
+        self._listeners: list[Callable[[], None]] = []
+
+    def info(self) -> ShimInfo:
+        known = ShimInfo(
+            placement=self._launch.placement,
+            epoch=self._launch.epoch,
+            phase=self.phase,
+            message=self.message,
+            endpoint=self.endpoint,
+            pid=os.getpid(),
+            engine=self._launch.engine,
+            served_names=self._launch.served_names,
+        )
+        return known if self.engine is None else _with_engine(known, self.engine.info)
+
+    def load(self) -> EngineLoad:
+        return EngineLoad() if self.engine is None else self.engine.load()
+
+    def progress(self, message: str) -> None:
+        self._become(ShimPhase.STARTING, message)
+
+    def ready(self, engine: ServedEngine) -> None:
+        self.engine = engine
+        self._become(ShimPhase.READY, "")
+
+    def drain(self) -> None:
+        if self.phase is not ShimPhase.FAILED:
+            self._become(ShimPhase.DRAINING, "finishing what runs")
+
+    def fail(self, message: str) -> None:
+        self._become(ShimPhase.FAILED, message)
+
+    def touch(self) -> None:
+        """The load may have changed."""
+        for listener in self._listeners:
+            listener()
+
+    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call `listener` at every change from now on; the answer ends it."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    def _become(self, phase: ShimPhase, message: str) -> None:
+        self.phase, self.message = phase, message
+        self.touch()
+
+
+def _with_engine(info: ShimInfo, engine: EngineInfo) -> ShimInfo:
+    return replace(
+        info,
+        engine_version=engine.engine_version,
+        max_model_len=engine.max_model_len,
+        kv_block_size=engine.kv_block_size,
+        kv_blocks=engine.kv_blocks,
+        dtype=engine.dtype,
+        memory_bytes=engine.memory_bytes,
+    )

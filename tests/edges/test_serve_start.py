@@ -1,0 +1,96 @@
+"""How `serve` starts when something is in its way: one sentence with the next step, or patience."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.fleet import eventually, free_port
+
+
+def serve_command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "deepinfer.control_plane", *arguments]
+
+
+def failing_serve(*arguments: str) -> str:
+    """What it says on stderr."""
+    ended = subprocess.run(serve_command(*arguments), capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    return ended.stderr
+
+
+@contextmanager
+def serving(home: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    environment = {**os.environ, "XDG_DATA_HOME": str(home)}
+    process = subprocess.Popen(serve_command(*arguments), env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_port_in_use_is_named_with_the_next_step() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = failing_serve("--port", str(port))
+    assert said.startswith("error: ") and len(said.splitlines()) == 1
+    assert str(port) in said and "--port" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--host", "0.0.0.0"], "authentication is not built yet"),  # noqa: S104
+        (["--host", "example.org"], "authentication is not built yet"),
+        (["--port", "70000"], "--port 70000 is no port"),
+        (["-c", "/nowhere.toml"], "/nowhere.toml cannot be read"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(arguments: list[str], words: str) -> None:
+    said = failing_serve(*arguments)
+    assert words in said and len(said.splitlines()) == 1
+
+
+def test_it_is_alive_but_not_ready_while_its_etcd_does_not_answer(tmp_path: Path) -> None:
+    port = free_port()
+    with serving(tmp_path, "--port", str(port), "--etcd", f"127.0.0.1:{free_port()}") as process:
+        url = f"http://127.0.0.1:{port}"
+        eventually(lambda: answers(f"{url}/health"))
+        ready = httpx.get(f"{url}/ready")
+        assert ready.status_code == 503 and "etcd" in ready.json()["error"]["message"]
+        assert httpx.get(f"{url}/v1/deployments").headers["retry-after"]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_and_its_etcd(tmp_path: Path, sign: signal.Signals) -> None:
+    config = tmp_path / "c.toml"
+    etcd_port = free_port()
+    config.write_text(f"[etcd]\nport = {etcd_port}\n")
+    with serving(tmp_path, "-c", str(config), "--port", "0") as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("deepinfer serve: ready at http://127.0.0.1:")
+        assert httpx.get(f"{line.split()[-1]}/ready").status_code == 200
+        process.send_signal(sign)
+        assert process.wait(30) == 0
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", etcd_port)) != 0
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url).is_success
+    except httpx.TransportError:
+        return False

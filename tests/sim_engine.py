@@ -1,0 +1,82 @@
+"""A simulated engine as the agent runs it: a real shim process, reached over gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deepinfer.engine_shim.client import EngineClient
+from deepinfer.engine_shim.wire import EngineState, ShimPhase
+from deepinfer.fleet.launch import EngineLaunch
+from deepinfer.fleet.resources import EngineKind
+
+
+@dataclass
+class SimProcess:
+    """`kill` is `kill -9`."""
+
+    endpoint: str
+    client: EngineClient
+    process: asyncio.subprocess.Process
+
+    async def kill(self) -> None:
+        if self.process.returncode is None:
+            self.process.kill()
+            await self.process.wait()
+
+    async def state(self, running: int) -> EngineState:
+        """The first state with so many requests running."""
+        async with aclosing(self.client.watch()) as states:  # type: ignore[type-var]
+            async for state in states:
+                if state.load.running == running:
+                    return state
+        raise AssertionError("the engine ended")
+
+
+@asynccontextmanager
+async def sim_process(folder: Path, replica: int = 0, **engine_args: Any) -> AsyncIterator[SimProcess]:
+    """Ready, as replica `replica` of "chat"."""
+    socket = folder / f"{replica}.sock"
+    launch = EngineLaunch(
+        placement=f"chat-aaaaa-{replica}",
+        epoch=1,
+        engine=EngineKind.SIM,
+        served_names=("chat", "org/model"),
+        model_path=None,
+        device="cpu",
+        engine_args=engine_args,
+        socket=socket,
+    )
+    file = folder / f"{replica}.json"
+    file.write_text(launch.model_dump_json())
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "deepinfer.engine_shim", str(file))
+    client = EngineClient(f"unix:{socket}")
+    sim = SimProcess("", client, process)
+    try:
+        sim.endpoint = await _endpoint_when_ready(client)
+        yield sim
+    finally:
+        await client.close()
+        await sim.kill()
+
+
+async def _endpoint_when_ready(client: EngineClient) -> str:
+    await client.info(timeout_seconds=30, wait_for_ready=True)
+    async with aclosing(client.watch()) as states:  # type: ignore[type-var]
+        async for state in states:
+            if state.phase is ShimPhase.READY:
+                return (await client.info()).endpoint
+    raise AssertionError("the engine ended before it was ready")
+
+
+@asynccontextmanager
+async def sim_processes(folder: Path, replicas: int, **engine_args: Any) -> AsyncIterator[list[SimProcess]]:
+    """Started side by side."""
+    async with AsyncExitStack() as stack:
+        starting = [stack.enter_async_context(sim_process(folder, n, **engine_args)) for n in range(replicas)]
+        yield list(await asyncio.gather(*starting))

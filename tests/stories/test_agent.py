@@ -1,0 +1,279 @@
+"""A node's life, with a real etcd, a real agent process and real engine processes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from deepinfer.engine_shim.client import EngineCall, EngineClient
+from deepinfer.fleet import keys
+from deepinfer.fleet.resources import DeploymentSpec, EngineKind, Intent, Phase, Placement, ReplicaStatus
+from deepinfer.fleet.store import EtcdStore
+from tests.etcd_process import EtcdProcess
+from tests.fleet import eventually
+from tests.fleet_values import placement
+from tests.worker_process import Worker, in_phase, put, until
+
+
+def simulated(epoch: int = 1, replica: int = 0, intent: Intent = Intent.SERVE, **spec: Any) -> Placement:
+    wanted = DeploymentSpec(model="org/model", engine=EngineKind.SIM, **spec)
+    return placement(epoch=epoch, replica=replica, intent=intent).model_copy(update={"spec": wanted})
+
+
+CHAT = simulated()
+
+
+@pytest.fixture
+async def worker(tmp_path: Path, etcd: str, store: EtcdStore) -> AsyncIterator[Worker]:
+    worker = Worker(tmp_path, etcd)
+    yield worker
+    await worker.clean_up()
+
+
+async def running(worker: Worker, store: EtcdStore, wanted: Placement = CHAT) -> ReplicaStatus:
+    await worker.start()
+    await put(store, wanted)
+    return await until(store, in_phase(wanted, Phase.READY))
+
+
+def exists(pid: int | None) -> bool:
+    return pid is not None and psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+async def test_a_placement_becomes_an_engine_that_answers(worker: Worker, store: EtcdStore) -> None:
+    status = await running(worker, store)
+    assert status.endpoint is not None and exists(status.pid)
+    client = EngineClient(status.endpoint)
+    info = await client.info()
+    await client.close()
+    assert (info.placement, info.epoch, info.pid) == (CHAT.id, 1, status.pid)
+
+
+async def test_a_node_tells_what_it_offers(worker: Worker, store: EtcdStore) -> None:
+    await worker.start()
+    (node,) = await until(store, lambda fleet: fleet.nodes)
+    assert node.devices[0].id == "cpu" and node.devices[0].memory_bytes > 0
+    assert EngineKind.SIM in node.engines
+
+
+async def restarted_once(worker: Worker, store: EtcdStore) -> ReplicaStatus:
+    first = await running(worker, store)
+    assert first.pid is not None
+    os.kill(first.pid, signal.SIGKILL)
+    await until(store, in_phase(CHAT, Phase.FAILED))
+    return await until(store, in_phase(CHAT, Phase.READY))
+
+
+async def test_a_killed_engine_comes_back(worker: Worker, store: EtcdStore) -> None:
+    first = await running(worker, store)
+    assert first.pid is not None
+    os.kill(first.pid, signal.SIGKILL)
+    failed = await until(store, in_phase(CHAT, Phase.FAILED))
+    assert "killed by SIGKILL" in failed.message and f"deepinfer logs {CHAT.id}" in failed.message
+    assert failed.endpoint is None
+    second = await until(store, in_phase(CHAT, Phase.READY))
+    assert (second.restarts, second.pid != first.pid, exists(second.pid)) == (1, True, True)
+
+
+async def test_a_killed_agent_finds_its_engine_again(worker: Worker, store: EtcdStore) -> None:
+    before = await restarted_once(worker, store)
+    told = await store.read(keys.status("node-1", CHAT.id))
+    await worker.end(signal.SIGKILL)
+    assert exists(before.pid)
+    await worker.start()
+    assert worker.process is not None
+    await put(store, simulated(replica=1))
+    await until(store, in_phase(simulated(replica=1), Phase.READY))
+    assert before.restarts == 1 and in_phase(CHAT, Phase.READY)(await everything(store)) == before
+    assert (await store.read(keys.status("node-1", CHAT.id))).entries == told.entries  # its endpoint never left
+    assert len(worker.engines()) == 2
+
+
+async def everything(store: EtcdStore) -> Any:
+    return await until(store, lambda fleet: fleet)
+
+
+async def test_an_agent_killed_while_it_starts_an_engine_makes_no_second(worker: Worker, store: EtcdStore) -> None:
+    await worker.start()
+    await put(store, CHAT)
+    (engine,) = eventually(worker.engines)
+    await worker.end(signal.SIGKILL)
+    await worker.start()
+    status = await until(store, in_phase(CHAT, Phase.READY))
+    assert [p.pid for p in worker.engines()] == [status.pid] == [engine.pid]
+
+
+async def test_an_engine_that_died_while_no_agent_looked_is_replaced(worker: Worker, store: EtcdStore) -> None:
+    first = await running(worker, store)
+    assert first.pid is not None
+    await worker.end(signal.SIGKILL)
+    os.kill(first.pid, signal.SIGKILL)
+    await worker.start()
+    second = await until(store, lambda fleet: next((s for s in fleet.statuses if s.pid not in (None, first.pid)), None))
+    assert second.restarts == 1
+
+
+async def test_a_drained_placement_leaves_nothing(worker: Worker, store: EtcdStore) -> None:
+    status = await running(worker, store)
+    await put(store, simulated(intent=Intent.DRAIN))
+    await until(store, lambda fleet: not fleet.statuses)
+    assert not exists(status.pid) and worker.engines() == []
+    assert not (worker.home / "state/node-1/engines" / CHAT.id).exists()
+
+
+async def test_a_drained_engine_finishes_its_running_request(worker: Worker, store: EtcdStore) -> None:
+    slow = simulated(engine_args={"seconds_per_output_token": 0.02})
+    status = await running(worker, store, slow)
+    assert status.endpoint is not None
+    client = EngineClient(status.endpoint)
+    body = {"model": "chat", "prompt": "hello", "max_tokens": 60, "ignore_eos": True, "stream": True}
+    answer = await client.call(EngineCall("POST", "/v1/completions", b"", (), json.dumps(body).encode()))
+    pieces = answer.__aiter__()
+    text = await anext(pieces)
+    await put(store, slow.model_copy(update={"intent": Intent.DRAIN}))
+    draining = await until(store, in_phase(slow, Phase.DRAINING))
+    assert exists(draining.pid)
+    async for piece in pieces:
+        text += piece
+    await client.close()
+    assert text.count(b"data: ") >= 60 and text.endswith(b"data: [DONE]\n\n")
+    await until(store, lambda fleet: not fleet.statuses)
+    assert not exists(status.pid)
+
+
+async def test_an_engine_that_never_gets_ready_is_ended(worker: Worker, store: EtcdStore) -> None:
+    worker.start_timeout = 1
+    await worker.start()
+    hangs = simulated(engine_args={"load_seconds": 600})
+    await put(store, hangs)
+    starting = await until(store, in_phase(hangs, Phase.STARTING))
+    failed = await until(store, in_phase(hangs, Phase.FAILED))
+    assert "not ready after 1 s" in failed.message and "trying again" in failed.message
+    assert not exists(starting.pid)
+
+
+async def test_a_placement_removed_while_the_agent_was_away_is_ended(worker: Worker, store: EtcdStore) -> None:
+    status = await running(worker, store)
+    await worker.end(signal.SIGKILL)
+    await store.commit({keys.placement("node-1", CHAT.id): None})
+    await worker.start()
+    await until(store, lambda fleet: not fleet.statuses)
+    assert not exists(status.pid)
+
+
+async def test_a_placement_that_cannot_be_read_costs_nothing(worker: Worker, store: EtcdStore) -> None:
+    status = await running(worker, store)
+    await store.commit({keys.placement("node-1", CHAT.id): b"{"})
+    await put(store, simulated(replica=1))
+    await until(store, in_phase(simulated(replica=1), Phase.READY))
+    assert exists(status.pid)
+
+
+async def test_a_new_epoch_replaces_the_old_process(worker: Worker, store: EtcdStore) -> None:
+    old = await running(worker, store)
+    await put(store, simulated(epoch=2))
+    new = await until(store, in_phase(simulated(epoch=2), Phase.READY))
+    assert not exists(old.pid) and exists(new.pid) and new.restarts == 0
+
+
+async def test_a_model_path_that_is_not_there_is_told(worker: Worker, store: EtcdStore) -> None:
+    await worker.start()
+    wanted = simulated(model_path="/no/such/model")
+    await put(store, wanted)
+    status = await until(store, in_phase(wanted, Phase.FAILED))
+    assert "/no/such/model does not exist" in status.message
+    assert worker.engines() == []
+
+
+async def test_a_refused_spec_waits_for_another_epoch(worker: Worker, store: EtcdStore) -> None:
+    await worker.start()
+    wrong = simulated(engine_args={"no_such_argument": 1})
+    await put(store, wrong)
+    status = await until(store, in_phase(wrong, Phase.FAILED))
+    assert "no_such_argument" in status.message and "trying again" not in status.message
+    await put(store, simulated(epoch=2))
+    await until(store, in_phase(simulated(epoch=2), Phase.READY))
+
+
+async def test_sigterm_leaves_engines_and_ctrl_c_takes_them_along(worker: Worker, store: EtcdStore) -> None:
+    status = await running(worker, store)
+    assert await worker.end(signal.SIGTERM) == 0
+    await until(store, lambda fleet: not fleet.nodes)
+    assert exists(status.pid)
+    await worker.start()
+    assert await worker.end(signal.SIGINT) == 0
+    assert worker.process is not None and f"stopping {CHAT.id}" in worker.process.text
+    assert not exists(status.pid)
+    stopped = in_phase(CHAT, Phase.STOPPED)(await everything(store))
+    assert stopped is not None and stopped.endpoint is None
+
+
+async def test_a_second_worker_of_the_same_name_or_state_is_refused(worker: Worker, store: EtcdStore) -> None:
+    await worker.start()
+    for state, sentence in (("state", "uses the state folder"), ("other", 'is registered as "node-1"')):
+        second = replace(worker, state=state, process=None)
+        await second.begin()
+        assert second.process is not None
+        await second.process.line_with(sentence)
+        assert await second.process.ended() == 1
+    assert worker.process is not None and worker.process.process.returncode is None
+
+
+async def test_a_damaged_state_file_loses_no_engine(worker: Worker, store: EtcdStore) -> None:
+    status = await running(worker, store)
+    await worker.end(signal.SIGKILL)
+    (worker.home / "state/node-1/instance").write_bytes(b"\xff\x00")
+    await worker.start()
+    await put(store, simulated(replica=1))
+    await until(store, in_phase(simulated(replica=1), Phase.READY))
+    assert exists(status.pid) and len(worker.engines()) == 2
+
+
+async def test_engines_are_restarted_while_the_store_is_away(tmp_path: Path, own_etcd: EtcdProcess) -> None:
+    worker = Worker(tmp_path, own_etcd.endpoint)
+    try:
+        async with EtcdStore.connect([own_etcd.endpoint]) as store:
+            first = await running(worker, store)
+        assert first.pid is not None
+        own_etcd.kill()
+        os.kill(first.pid, signal.SIGKILL)
+        (second,) = eventually(lambda: [p for p in worker.engines() if p.pid != first.pid], 30)
+        own_etcd.start()
+        async with EtcdStore.connect([own_etcd.endpoint]) as store:
+            status = await until(store, lambda fleet: next((s for s in fleet.statuses if s.pid == second.pid), None))
+            assert status.restarts == 1
+    finally:
+        await worker.clean_up()
+
+
+async def registered_anew(store: EtcdStore, before: int) -> None:
+    async with asyncio.timeout(20), aclosing(store.changes(keys.NODES)) as changes:
+        async for _ in changes:
+            if (await store.read(keys.NODES)).mod_revision(keys.node("node-1")) not in (0, before):
+                return
+
+
+async def test_a_lost_lease_costs_no_engine(tmp_path: Path, own_etcd: EtcdProcess) -> None:
+    worker = Worker(tmp_path, own_etcd.endpoint)
+    try:
+        async with EtcdStore.connect([own_etcd.endpoint]) as store:
+            status = await running(worker, store)
+            before = (await store.read(keys.NODES)).mod_revision(keys.node("node-1"))
+            own_etcd.pause()
+            assert worker.process is not None
+            await worker.process.line_with("its engines keep running")
+            own_etcd.resume()
+            await registered_anew(store, before)
+            assert exists(status.pid) and [p.pid for p in worker.engines()] == [status.pid]
+    finally:
+        await worker.clean_up()
