@@ -53,7 +53,7 @@ async def sim_process(folder: Path, replica: int = 0, **engine_args: Any) -> Asy
         socket=socket,
     )
     file = folder / f"{replica}.json"
-    file.write_text(launch.model_dump_json())
+    file.write_bytes(launch.to_json())
     process = await asyncio.create_subprocess_exec(sys.executable, "-m", "deepinfer.engine_shim", str(file))
     client = EngineClient(f"unix:{socket}")
     sim = SimProcess("", client, process)

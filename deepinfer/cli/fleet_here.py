@@ -23,6 +23,7 @@ from deepinfer.fleet.places import data_dir
 
 NODE = "local"  # not the hostname: laptops change theirs, and what was placed before must be found again
 _LOOK_EVERY_SECONDS = 0.1
+_SERVER_SECONDS = 5.0  # for one answer of our own server; nothing else happens here meanwhile, see `supervision`
 
 
 async def run(plan: Plan) -> None:
@@ -30,7 +31,7 @@ async def run(plan: Plan) -> None:
     if not plan.deployment:
         raise InvalidInput(f"{plan.model!r} is not a model's name; try smollm2.")
     _require_free(plan)
-    with Server(plan.url) as server:
+    with Server(plan.url, timeout=_SERVER_SECONDS) as server:
         try:
             async with Children(_logs(), _say) as children:
                 await _bring_up(plan, children, server)
@@ -43,32 +44,32 @@ async def _bring_up(plan: Plan, children: Children, server: Server) -> None:
     began = time.monotonic()
     config = ["-c", plan.config] if plan.config else []
     with display() as shown:
-        shown.show("starting the control plane")
-        await children.start("control plane", CONTROL_PLANE, *config, "--host", plan.host, "--port", str(plan.port))
-        await children.unless_one_dies(_ready(server))
-        shown.show("starting the worker")
-        worker = await children.start("worker", AGENT, *config, "-n", NODE)
-        await children.unless_one_dies(_worker_ready(worker))
+        children.start("control plane", CONTROL_PLANE, *config, "--host", plan.host, "--port", str(plan.port))
+        await children.unless_one_dies(_ready(server, shown))
+        worker = children.start("worker", AGENT, *config, "-n", NODE)
+        await children.unless_one_dies(_worker_ready(worker, shown))
         await children.unless_one_dies(_deployed(plan, server, shown))
     print(welcome(plan, time.monotonic() - began), flush=True)
 
 
-async def _ready(server: Server) -> None:
-    while not await asyncio.to_thread(server.is_ready):  # noqa: ASYNC110 - another process: there is no event
+async def _ready(server: Server, shown: Display) -> None:
+    while not server.is_ready():
+        shown.show("starting the control plane")
         await asyncio.sleep(_LOOK_EVERY_SECONDS)
 
 
-async def _worker_ready(worker: Child) -> None:
+async def _worker_ready(worker: Child, shown: Display) -> None:
     """By its own word: the node's key may still be there from an earlier run."""
-    while not worker.has_said(f"deepinfer worker {NODE}: ready"):  # noqa: ASYNC110 - as above
+    while not worker.has_said(f"deepinfer worker {NODE}: ready"):
+        shown.show("starting the worker")
         await asyncio.sleep(_LOOK_EVERY_SECONDS)
 
 
 async def _deployed(plan: Plan, server: Server, shown: Display) -> None:
-    await asyncio.to_thread(server.put, plan.deployment, plan.spec)
+    server.put(plan.deployment, plan.spec)
     settling = Settling()
     while True:
-        progress = (await asyncio.to_thread(look, server, plan.deployment)).progress
+        progress = look(server, plan.deployment).progress
         if settling.final(progress, time.monotonic()):
             if progress.outcome is not Outcome.READY:
                 raise OperationFailed(f"{progress.sentence.rstrip('.')}. Everything is ended; logs are in {_logs()}.")

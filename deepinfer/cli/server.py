@@ -24,10 +24,10 @@ _PATIENT = httpx.Timeout(10, read=None)  # an answer may take as long as the mod
 class Server:
     """One deepinfer server; use it as a context, so that its connections are closed."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *, timeout: float = 30) -> None:
         self.url = _url(address)
         local = urlsplit(self.url).hostname in _LOOPBACK  # a proxy from the environment cannot reach our own loopback
-        self._http = httpx.Client(base_url=self.url, timeout=httpx.Timeout(30, connect=5), trust_env=not local)
+        self._http = httpx.Client(base_url=self.url, timeout=httpx.Timeout(timeout, connect=5), trust_env=not local)
 
     def __enter__(self) -> Server:
         return self

@@ -3,6 +3,9 @@
 Each child has a session of its own, so that Ctrl-C reaches `up` alone and `up` decides the order. Each is told by the
 kernel when `up` is gone, so that even `kill -9` of `up` ends everything. What a dying child leaves behind (engines
 outlive their agent by design) falls to `up` as the subreaper and is ended by it. Limit: the last two are Linux only.
+
+No threads here, nor in what runs beside it: the kernel tells the children once for each thread of `up` that dies, and a
+second SIGINT means "at once" to them.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -42,11 +46,13 @@ class Child:
     """One process and where it writes."""
 
     name: str
-    process: asyncio.subprocess.Process
+    process: subprocess.Popen[bytes]
     log: Path
+    ended: asyncio.Event
 
     async def end_unexpectedly(self) -> None:
-        status = await self.process.wait()
+        await self.ended.wait()
+        status = self.process.returncode
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         raise ChildDied(f"The {self.name} {how}. Its log, {self.log}, ends so:\n{self.last_lines()}")
 
@@ -71,25 +77,27 @@ class Children:
     async def __aenter__(self) -> Children:
         self._logs.mkdir(parents=True, exist_ok=True)
         _become_subreaper()
+        loop = asyncio.get_running_loop()
         for number in _STOP_SIGNALS:
-            asyncio.get_running_loop().add_signal_handler(number, self._asked)
+            loop.add_signal_handler(number, self._asked)
+        loop.add_signal_handler(signal.SIGCHLD, self._look_who_ended)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         for child in reversed(self._children):
             await self._end(child)
-        await asyncio.to_thread(_end_descendants, 0.0 if self._force.is_set() else _ORPHAN_SECONDS)
+        _end_descendants(0.0 if self._force.is_set() else _ORPHAN_SECONDS)
 
-    async def start(self, name: str, module: str, *arguments: str) -> Child:
+    def start(self, name: str, module: str, *arguments: str) -> Child:
         log = self._logs / f"{name.replace(' ', '-')}.log"
         if log.exists():
             log.replace(log.with_suffix(".previous.log"))
         command = dying_with_me(module_command(module, *arguments), "SIGINT")
         with log.open("wb") as output:
-            process = await asyncio.create_subprocess_exec(
-                *command, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
             )
-        child = Child(name, process, log)
+        child = Child(name, process, log, asyncio.Event())
         self._children.append(child)
         return child
 
@@ -105,20 +113,24 @@ class Children:
         """The second time means it."""
         (self._force if self._stop.is_set() else self._stop).set()
 
+    def _look_who_ended(self) -> None:
+        for child in self._children:
+            if child.process.poll() is not None:
+                child.ended.set()
+
     async def _until_asked(self) -> None:
         await self._stop.wait()
         raise StopAsked
 
     async def _end(self, child: Child) -> None:
         """SIGINT: a worker ends its engines first. It may take its time, unless the user asked twice."""
-        if child.process.returncode is None:
+        if not child.ended.is_set():
             self._announce(f"stopping the {child.name} (Ctrl-C again forces)")
             child.process.send_signal(signal.SIGINT)
-        ended = asyncio.ensure_future(child.process.wait())
-        await _first_of([ended, asyncio.ensure_future(self._force.wait())])
-        if child.process.returncode is None:
+        await _first_of([asyncio.ensure_future(event.wait()) for event in (child.ended, self._force)])
+        if not child.ended.is_set():
             child.process.kill()
-            await child.process.wait()
+            await child.ended.wait()
 
 
 async def _first_of(tasks: Sequence[asyncio.Future[Any]]) -> None:

@@ -20,7 +20,7 @@ from deepinfer.cli.views import Outcome, Progress, View, progress_of
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
-LOOK_EVERY_SECONDS = 0.25
+LOOK_EVERY_SECONDS = 0.2
 LASTS_SECONDS = {
     Outcome.READY: 0.0,
     Outcome.FAILED: 0.5,  # it may be told of an earlier run, whose worker is just looking again
@@ -116,7 +116,7 @@ def display() -> Iterator[Display]:
     from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Bar(*columns, console=Console(stderr=True), transient=True, auto_refresh=False) as bar:  # without a thread
         yield _Spinner(bar)
 
 
@@ -125,7 +125,7 @@ class _Spinner:
         self._bar, self._task = bar, bar.add_task("")
 
     def show(self, sentence: str) -> None:
-        self._bar.update(self._task, description=sentence)
+        self._bar.update(self._task, description=sentence, refresh=True)
 
 
 class _Lines:

@@ -98,12 +98,11 @@ async def test_a_hang_up_frees_the_engine(gateway: RunningGateway, sims: list[Si
     body: dict[str, Any] = {"model": "chat", "messages": HELLO, "max_tokens": 4000, "stream": True}
     async with gateway.http.stream("POST", "/v1/chat/completions", json=body) as answer:
         await anext(answer.aiter_lines())
-        busy = [c.placement for c in gateway.replicas.candidates("chat")].index(
-            next(c.placement for c in gateway.replicas.candidates("chat") if c.in_flight)
-        )
-        await sims[busy].state(running=1)
+        (busy,) = (c.endpoint for c in gateway.replicas.candidates("chat") if c.in_flight)
+        (sim,) = (sim for sim in sims if sim.endpoint == busy)
+        await sim.state(running=1)
     async with asyncio.timeout(5):  # of an answer that takes eight seconds if nobody stops it
-        await sims[busy].state(running=0)
+        await sim.state(running=0)
 
 
 async def test_an_engine_killed_in_mid_stream_ends_the_stream_with_an_error(tmp_path: Path) -> None:

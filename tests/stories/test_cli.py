@@ -159,13 +159,13 @@ class Terminal:
 
     def shows(self, text: str) -> None:
         """Wait for it, after what was waited for before."""
-        eventually(lambda: text in self._look())
+        eventually(lambda: text in self.look())
         self.text = self.text.partition(text)[2]
 
     def types(self, text: str) -> None:
         os.write(self._screen, text.encode())
 
-    def _look(self) -> str:
+    def look(self) -> str:
         try:
             self.text += os.read(self._screen, 65536).decode(errors="replace")
         except (BlockingIOError, OSError):  # nothing new, or its end
@@ -173,12 +173,15 @@ class Terminal:
         return self.text
 
 
-def test_a_conversation_in_the_terminal(served: Fleet, chat: str) -> None:
-    terminal = Terminal(served, "chat", chat, "--max-tokens", "100000")
+def test_a_conversation_in_the_terminal(served: Fleet) -> None:
+    slow = ("--engine-arg", "seconds_per_output_token=1")
+    deepinfer(served, "deploy", "sim/slow", "--engine", "sim", *slow)
+    terminal = Terminal(served, "chat", "slow")
     terminal.shows(">>> ")
     terminal.types("tell me a long story\n")
-    terminal.shows("story")
-    eventually(lambda: len(terminal._look()) > 100)
+    terminal.shows("story\r\n")
+    eventually(terminal.look)
+    assert "Error" not in terminal.text
     terminal.process.send_signal(signal.SIGINT)
     terminal.shows("(stopped; Ctrl-D leaves)")
     terminal.shows(">>> ")

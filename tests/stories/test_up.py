@@ -49,6 +49,11 @@ class Up:
                 return lines
         pytest.fail(f"`up` ended: {self.progress()}")
 
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
     def progress(self) -> str:
         return (self.fleet.home / "progress.log").read_text()
 
@@ -61,10 +66,13 @@ class Up:
         return done.stdout
 
     def ends(self, with_signal: signal.Signals | None = None) -> int:
-        assert self.process is not None
         if with_signal is not None:
-            self.process.send_signal(with_signal)
-        return self.process.wait(60)
+            self.send(with_signal)
+        assert self.process is not None
+        return self.process.wait(25)  # less than a worker waits for running requests
+
+    def send(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
 
     def modules(self) -> dict[str, psutil.Process]:
         """The children by their module: control_plane, agent, engine_shim."""
@@ -113,6 +121,7 @@ def test_what_was_there_is_found_again_even_after_kill_9(up: Up) -> None:
     up.start()
     up.welcome()
     before = up.fleet.get("/v1/deployments/sim-chat")
+    assert psutil.Process(up.pid).num_threads() == 1  # each one that dies would be a SIGINT for the children
     up.ends(signal.SIGKILL)
     eventually(lambda: not up.fleet.processes())
 
@@ -132,6 +141,20 @@ def test_a_child_that_dies_ends_everything_with_its_last_words(up: Up) -> None:
     assert up.ends() == 1
     assert "The worker was killed by SIGKILL" in up.progress()
     assert "deepinfer worker local: ready" in up.progress()
+    assert up.fleet.processes() == []
+
+
+def test_a_second_ctrl_c_does_not_wait_for_running_requests(up: Up) -> None:
+    up.start()
+    up.welcome()
+    up.run(f"{DEEPINFER} deploy sim/slow --engine sim --engine-arg seconds_per_output_token=60")
+    body = {"model": "slow", "messages": [{"role": "user", "content": "hello"}], "stream": True}
+    with up.fleet.http.stream("POST", "/v1/chat/completions", json=body) as answer:
+        assert answer.status_code == 200
+        up.send(signal.SIGINT)
+        eventually(lambda: "stopping slow" in (up.fleet.home / "deepinfer/up/worker.log").read_text())
+        assert "engine_shim" in up.modules()
+        assert up.ends(signal.SIGINT) == 0
     assert up.fleet.processes() == []
 
 

@@ -59,7 +59,7 @@ class Replicas:
         """Take over what the store says. Call it after every reading."""
         known = {placement: connection.route for placement, connection in self._connections.items()}
         wanted = wanted_routes(fleet, known)
-        for placement in known.keys() | wanted.keys():
+        for placement in {**known, **wanted}:
             self._reroute(placement, known.get(placement), wanted.get(placement))
         self._wake_those_with_news(fleet)
         self._fleet, self._deployments, self.has_view = fleet, deployments_by_name(fleet), True

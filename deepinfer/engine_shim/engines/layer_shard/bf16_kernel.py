@@ -32,11 +32,6 @@ FLOATS = ir.VectorType(F32, LANES)
 Product = Callable[[int, int, int, int, int, int, int, int], None]
 
 
-def scratch_floats(inner: int, threads: int) -> int:
-    """How many floats of working memory a call needs."""
-    return threads * (ROWS_AT_ONCE + TILE_OUTPUTS) * inner
-
-
 class Bf16Kernel:
     """The compiled product, and what must stay alive while it can be called."""
 
@@ -47,6 +42,11 @@ class Bf16Kernel:
         self._engine = _compile(_module())
         address = self._engine.get_function_address("product")
         self.product: Product = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 8)(address)
+
+    @staticmethod
+    def scratch_floats(inner: int, threads: int) -> int:
+        """How many floats of working memory a call needs."""
+        return threads * (ROWS_AT_ONCE + TILE_OUTPUTS) * inner
 
 
 def _compile(module: ir.Module) -> Any:

@@ -3,12 +3,15 @@
 `Bf16Kernel` reproduces one particular torch code path (bf16 on AVX2). Whether this machine's torch takes that path is
 not guessed from versions: every distinct layer shape is tried on numbers whose sum depends strongly on the order of
 addition, and the layer keeps torch's own product unless all bits agree.
+
+Layers that read the same input (query, key and value; gate and up) are computed by one call: on a small model waking the
+threads costs as much as the product. No output changes by that, since each is a dot product of its own.
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Protocol, cast
@@ -17,12 +20,15 @@ import torch
 from torch import Tensor, nn
 
 PROBE_ROWS = (1, 2, 3, 7, 33)
+SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 class Kernel(Protocol):
     """What `Bf16Kernel` offers; its module is imported only where it can be used."""
 
     def product(self, *addresses_and_sizes: int) -> None: ...
+
+    def scratch_floats(self, inner: int, threads: int) -> int: ...
 
 
 class ExactLinear(nn.Module):
@@ -36,15 +42,13 @@ class ExactLinear(nn.Module):
         self._kernel = kernel
 
     def forward(self, x: Tensor) -> Tensor:
-        from deepinfer.engine_shim.engines.layer_shard.bf16_kernel import scratch_floats
-
         rows = x.numel() // self.in_features
         if rows == 0:
             return nn.functional.linear(x, self.weight, self.bias)
         x = x.contiguous()
         out = x.new_empty((*x.shape[:-1], self.out_features))
         threads = torch.get_num_threads()
-        scratch = torch.empty(scratch_floats(self.in_features, threads))
+        scratch = torch.empty(self._kernel.scratch_floats(self.in_features, threads))
         self._kernel.product(
             x.data_ptr(),
             self.weight.data_ptr(),
@@ -56,6 +60,41 @@ class ExactLinear(nn.Module):
             threads,
         )
         return out if self.bias is None else out + self.bias
+
+
+class _Joined:
+    """Several exact layers with the same input, as one: the first piece asked for computes all."""
+
+    def __init__(self, layers: Sequence[ExactLinear], kernel: Kernel) -> None:
+        self._sizes = [layer.out_features for layer in layers]
+        weight = torch.cat([layer.weight for layer in layers])
+        biases = [layer.bias for layer in layers if layer.bias is not None]
+        self._whole = ExactLinear(weight, torch.cat(biases) if biases else None, kernel)
+        self._input: Tensor | None = None
+        self._pieces: tuple[Tensor, ...] = ()
+
+    def weight(self, number: int) -> Tensor:
+        return torch.split(self._whole.weight, self._sizes)[number]
+
+    def piece(self, number: int, x: Tensor) -> Tensor:
+        if self._input is not x:
+            self._input, self._pieces = x, torch.split(self._whole(x), self._sizes, dim=-1)
+        piece = self._pieces[number]
+        if number == len(self._sizes) - 1:
+            self._input, self._pieces = None, ()
+        return piece
+
+
+class JoinedPiece(nn.Module):
+    """One of the joined layers, under the name the model calls it by."""
+
+    def __init__(self, joined: _Joined, number: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(joined.weight(number), requires_grad=False)  # a view: nothing is held twice
+        self._joined, self._number = joined, number
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._joined.piece(self._number, x)
 
 
 def make_linears_exact(model: nn.Module) -> int:
@@ -72,7 +111,19 @@ def make_linears_exact(model: nn.Module) -> int:
         if verdicts[shape]:
             setattr(parent, name, ExactLinear(linear.weight.data, _data(linear.bias), kernel))
             replaced += 1
+    for parent in list(model.modules()):
+        for names in SAME_INPUT:
+            _join(parent, names, kernel)
     return replaced
+
+
+def _join(parent: nn.Module, names: Sequence[str], kernel: Kernel) -> None:
+    layers = [layer for name in names if isinstance(layer := getattr(parent, name, None), ExactLinear)]
+    if len(layers) < len(names) or len({layer.bias is None for layer in layers}) > 1:
+        return
+    joined = _Joined(layers, kernel)
+    for number, name in enumerate(names):
+        setattr(parent, name, JoinedPiece(joined, number))
 
 
 def _linears(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
