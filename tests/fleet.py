@@ -66,8 +66,10 @@ class Fleet:
         eventually(lambda: self.is_up("/ready"), 30)
 
     def start_worker(self, name: str = "node-1") -> None:
-        self.workers[name] = self._start("deepinfer.agent", "-n", name, log=f"{name}.log")
-        eventually(lambda: any(n["name"] == name and n["alive"] for n in self.get("/v1/nodes")), 30)
+        log = self.home / f"{name}.log"
+        told = log.read_text().count(": ready") if log.exists() else 0
+        self.workers[name] = self._start("deepinfer.agent", "-n", name, log=log.name)
+        eventually(lambda: log.read_text().count(": ready") > told, 30)
 
     def is_up(self, path: str) -> bool:
         try:

@@ -11,8 +11,7 @@ import asyncio
 import logging
 import os
 import signal
-import sys
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,8 @@ from deepinfer.agent.state_folder import StateFolder, opened_state
 from deepinfer.fleet import keys, places
 from deepinfer.fleet.config import Config, InvalidConfig, load_config
 from deepinfer.fleet.convergence import keep_converging
-from deepinfer.fleet.errors import DeepinferError, StoreUnavailable
+from deepinfer.fleet.entry import run_process
+from deepinfer.fleet.errors import StoreUnavailable
 from deepinfer.fleet.resources import Name, Node
 from deepinfer.fleet.store import EtcdStore
 
@@ -133,23 +133,7 @@ def _node(name: str, state: StateFolder, logs_endpoint: str) -> Node:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    exit_status = 0
-    try:
-        asyncio.run(run(_checked_name(given.name), _config(given)))
-    except* DeepinferError as errors:
-        exit_status = 1
-        for error in _single_errors(errors):
-            print(f"error: {error}", file=sys.stderr)
-    return exit_status
-
-
-def _single_errors(errors: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    for error in errors.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _single_errors(error)
-        else:
-            yield error
+    return run_process(lambda: run(_checked_name(given.name), _config(given)))
 
 
 def _parser() -> argparse.ArgumentParser:

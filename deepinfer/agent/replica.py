@@ -257,7 +257,8 @@ class Replica:
             last_line = last_useful_line(self._workshop.launcher.folder(self.id))
             text = f"{text.rstrip('.')} (`deepinfer logs {self.id}` has more): {last_line or 'it printed nothing'}"
         log.warning("%s: %s", self.id, text)
-        self._publish(phase=Phase.FAILED, message=text, endpoint=None, pid=None, memory_bytes=None)
+        phase = Phase.RESTARTING if stage is Stage.CRASHED and self._ready_since else Phase.FAILED
+        self._publish(phase=phase, message=text, endpoint=None, pid=None, memory_bytes=None)
 
     def _publish(self, **changes: Any) -> None:
         """A new status. One writer reads `status` when it is told that something changed."""

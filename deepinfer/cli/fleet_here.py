@@ -10,14 +10,15 @@ import asyncio
 import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
-from deepinfer.cli.failures import CommandError, InvalidInput, OperationFailed
+from deepinfer.cli.failures import CommandError, InvalidInput, OperationFailed, ServerNotReachable
 from deepinfer.cli.processes import AGENT, CONTROL_PLANE
 from deepinfer.cli.server import Server
 from deepinfer.cli.supervision import Child, Children, StopAsked
 from deepinfer.cli.up import Plan, welcome
-from deepinfer.cli.views import Outcome
+from deepinfer.cli.views import Outcome, Progress
 from deepinfer.cli.waiting import Display, Settling, display, look
 from deepinfer.fleet.places import data_dir
 
@@ -66,16 +67,20 @@ async def _worker_ready(worker: Child, shown: Display) -> None:
 
 
 async def _deployed(plan: Plan, server: Server, shown: Display) -> None:
-    server.put(plan.deployment, plan.spec)
-    settling = Settling()
+    settling, asked = Settling(), False
     while True:
-        progress = look(server, plan.deployment).progress
+        try:
+            if not asked:
+                server.put(plan.deployment, plan.spec)
+            asked, progress = True, look(server, plan.deployment).progress
+        except ServerNotReachable:  # a busy machine; if it is worse, its process ends and that is told
+            progress = Progress(Outcome.PENDING, "waiting for the control plane")
         if settling.final(progress, time.monotonic()):
-            if progress.outcome is not Outcome.READY:
-                raise OperationFailed(f"{progress.sentence.rstrip('.')}. Everything is ended; logs are in {_logs()}.")
-            return
+            break
         shown.show(progress.sentence)
         await asyncio.sleep(_LOOK_EVERY_SECONDS)
+    if progress.outcome is not Outcome.READY:
+        raise OperationFailed(f"{progress.sentence.rstrip('.')}. Everything is ended; logs are in {_logs()}.")
 
 
 def _require_free(plan: Plan) -> None:
@@ -106,4 +111,5 @@ def _logs() -> Path:
 
 
 def _say(sentence: str) -> None:
-    print(sentence, file=sys.stderr, flush=True)
+    with suppress(OSError):  # a closed terminal must not keep anything from ending
+        print(sentence, file=sys.stderr, flush=True)

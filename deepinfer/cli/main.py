@@ -56,10 +56,12 @@ def main() -> None:
         sys.exit(_failed(error, error.exit_code))
     except DeepinferError as error:
         sys.exit(_failed(error, 1))
+    except OSError as error:  # a folder that cannot be written, a terminal that is gone
+        sys.exit(_failed(error, 1))
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def _failed(error: DeepinferError, exit_code: int) -> int:
+def _failed(error: Exception, exit_code: int) -> int:
     typer.echo(f"Error: {error}", err=True)
     return exit_code

@@ -13,8 +13,7 @@ import logging
 import os
 import signal
 import socket
-import sys
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -30,7 +29,8 @@ from deepinfer.fleet import keys
 from deepinfer.fleet.config import Config, EtcdConfig, InvalidConfig, load_config
 from deepinfer.fleet.convergence import keep_converging
 from deepinfer.fleet.embedded_etcd import embedded_etcd
-from deepinfer.fleet.errors import DeepinferError, NotBuiltYet, StoreUnavailable
+from deepinfer.fleet.entry import run_process
+from deepinfer.fleet.errors import NotBuiltYet, StoreUnavailable
 from deepinfer.fleet.leadership import Leadership, lead
 from deepinfer.fleet.snapshot import snapshot_of
 from deepinfer.fleet.store import EtcdStore
@@ -156,37 +156,7 @@ def _url(host: str, port: int) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The process's exit status: 0 when a signal ended it, 1 after an error that is told in one sentence."""
     given = _parser().parse_args(arguments)
-    _log_to_stderr()
-    exit_status = 0
-    try:
-        asyncio.run(run(_config(given)))
-    except* DeepinferError as errors:
-        exit_status = 1
-        for error in _single_errors(errors):
-            print(f"error: {error}", file=sys.stderr)
-    return exit_status
-
-
-def _log_to_stderr() -> None:
-    lines = logging.StreamHandler(sys.stderr)
-    lines.setFormatter(_PlainLines("%(asctime)s %(levelname)s %(message)s"))
-    logging.basicConfig(handlers=[lines], level=logging.INFO)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
-
-
-class _PlainLines(logging.Formatter):
-    """An error of ours is its sentence; only what was not foreseen needs a traceback."""
-
-    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
-        return str(ei[1]) if isinstance(ei[1], DeepinferError) else super().formatException(ei)
-
-
-def _single_errors(errors: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    for error in errors.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _single_errors(error)
-        else:
-            yield error
+    return run_process(lambda: run(_config(given)))
 
 
 def _parser() -> argparse.ArgumentParser:

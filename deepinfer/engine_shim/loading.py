@@ -89,7 +89,7 @@ def _folder(launch: EngineLaunch) -> Path:
 def _served(engine: TokenEngine, tokenizer: Tokenizer, launch: EngineLaunch) -> ServedEngine:
     generator = TextGenerator(engine, tokenizer)
     app = openai_app(generator, launch.served_names)
-    return ServedEngine(engine.info, app, generator, engine.kv, engine.load, engine.close)
+    return ServedEngine(lambda: engine.info, app, generator, engine.kv, engine.load, engine.close)
 
 
 async def _in_thread(work: Callable[[], _T]) -> _T:

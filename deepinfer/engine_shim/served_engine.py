@@ -21,7 +21,7 @@ AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 class ServedEngine:
     """What `loading.py` gives, whatever computes."""
 
-    info: EngineInfo
+    info: Callable[[], EngineInfo]  # what it holds may change while it serves
     app: AsgiApp
     generator: TextGenerator | None  # of Generate; an engine with an application of its own may have none
     kv: KvContents

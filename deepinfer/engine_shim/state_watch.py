@@ -1,8 +1,8 @@
 """One reader of WatchState: a snapshot, then what changed.
 
 Several changes become one message: KV contents and phase travel at most every 20 ms, the load alone at most every
-100 ms, and without a change nothing is sent and nothing runs. A reader so slow that too many changes wait for it gets
-a new snapshot instead of them.
+100 ms; while no request runs nothing is sent and nothing is looked at. A reader so slow that too many changes wait for
+it gets a new snapshot instead of them.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class StateWatch:
         self._told_phase: tuple[ShimPhase, str] | None = None
         self._told_load = EngineLoad()
         self._told_load_at = 0.0
+        self._looking_again: asyncio.Handle = asyncio.get_running_loop().call_soon(lambda: None)
 
     async def states(self) -> AsyncGenerator[EngineState, None]:
         """Until the shim has failed; nothing follows that."""
@@ -47,9 +48,11 @@ class StateWatch:
                 self._changed.clear()
                 for state in self._news():
                     yield state
+                self._look_again_if_busy()
                 await asyncio.sleep(_MESSAGE_SECONDS)
                 await self._changed.wait()
         finally:
+            self._looking_again.cancel()
             forget_status()
             self._forget_kv()
 
@@ -64,12 +67,14 @@ class StateWatch:
         elif self._status.load() != self._told_load:
             yield from self._load_if_due()
 
+    def _look_again_if_busy(self) -> None:
+        """An engine's own thread may end a request a little after its answer has ended, and nobody tells."""
+        self._looking_again.cancel()
+        if self._told_load.running or self._told_load.waiting or self._told_load != self._status.load():
+            self._looking_again = asyncio.get_running_loop().call_later(_LOAD_SECONDS, self._changed.set)
+
     def _load_if_due(self) -> Iterator[EngineState]:
-        loop = asyncio.get_running_loop()
-        due = self._told_load_at + _LOAD_SECONDS
-        if loop.time() < due:
-            loop.call_at(due, self._changed.set)
-        else:
+        if asyncio.get_running_loop().time() >= self._told_load_at + _LOAD_SECONDS:
             yield self._state()
 
     def _attach(self) -> None:

@@ -36,7 +36,7 @@ class ShimStatus:
             engine=self._launch.engine,
             served_names=self._launch.served_names,
         )
-        return known if self.engine is None else _with_engine(known, self.engine.info)
+        return known if self.engine is None else _with_engine(known, self.engine.info())
 
     def load(self) -> EngineLoad:
         return EngineLoad() if self.engine is None else self.engine.load()

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 
 from deepinfer.fleet.errors import DeepinferError
 from deepinfer.fleet.places import data_dir
-from deepinfer.fleet.resources import Name, Resource
+from deepinfer.fleet.resources import Resource
 
 
 class InvalidConfig(DeepinferError):

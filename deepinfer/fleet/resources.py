@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 NAME = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$"
 Name = Annotated[str, StringConstraints(pattern=NAME)]
 EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
-_SECRET = re.compile(r"(TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|PRIVATE_?KEY)", re.IGNORECASE)
+_SECRET = re.compile(r"(TOKEN(?!IZERS)|SECRET|PASSW|CREDENTIAL|API_?KEY|PRIVATE_?KEY)", re.IGNORECASE)
 
 
 class Resource(BaseModel):
@@ -56,7 +56,8 @@ class Phase(StrEnum):
     READY = "ready"
     DRAINING = "draining"
     STOPPED = "stopped"
-    FAILED = "failed"
+    RESTARTING = "restarting"  # it was ready, broke, and is started again
+    FAILED = "failed"  # it never became ready; the message says whether it is tried again
 
 
 class DeploymentSpec(Resource):

@@ -44,7 +44,7 @@ TOOLS = """{%- if tools %}
     {%- if message.role == "system" %}{% continue %}{% endif %}
     {%- set ns.last = loop.index0 %}
     {%- if loop.index0 > 5 %}{% break %}{% endif %}
-    {% generation %}{{ message.content | e }}{% endgeneration %}
+    {% generation %}{{ message.content }}{% endgeneration %}
 {%- endfor %}
 {{- ns.last }}{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}
 """

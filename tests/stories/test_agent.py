@@ -70,7 +70,7 @@ async def test_a_killed_engine_comes_back_and_a_killed_agent_finds_it_again(work
     first = await running(worker, store)
     assert first.pid is not None
     os.kill(first.pid, signal.SIGKILL)
-    failed = await until(store, in_phase(CHAT, Phase.FAILED))
+    failed = await until(store, in_phase(CHAT, Phase.RESTARTING))
     assert "killed by SIGKILL" in failed.message and f"deepinfer logs {CHAT.id}" in failed.message
     assert failed.endpoint is None
     second = await until(store, in_phase(CHAT, Phase.READY))

@@ -19,7 +19,7 @@ from deepinfer.engine_shim.token_engine import SamplingParams, TokenRequest
 
 NEW = 14
 GREEDY = SamplingParams(max_tokens=NEW, temperature=0, ignore_eos=True)
-CUTS = (range(0, 2), range(2, 5), range(5, 7))
+CUTS = (range(2), range(2, 5), range(5, 7))
 
 
 async def joining_one_after_another(engine: LayerShardEngine, prompts: list[list[int]]) -> list[list[int]]:
@@ -89,7 +89,7 @@ def test_an_engine_of_some_layers_only_is_refused(tiny_model: Callable[..., Path
     from deepinfer.engine_shim.engines.layer_shard.options import Options
 
     with pytest.raises(LayerShardError, match="must hold all layers"):
-        LayerShardEngine.from_folder(tiny_model("llama"), Options(layers=range(0, 2)))
+        LayerShardEngine.from_folder(tiny_model("llama"), Options(layers=range(2)))
 
 
 def test_another_architecture_is_refused_by_name(tmp_path: Path) -> None:

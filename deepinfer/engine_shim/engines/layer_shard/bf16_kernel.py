@@ -291,6 +291,10 @@ def _define_product(module: ir.Module) -> None:
     job = b.alloca(I64, 8)
     for number, value in enumerate(function.args):
         b.store(value, _at(b, job, _int(number), I64))
-    threads = b.trunc(function.args[7], I32)
-    b.call(parallel, [module.globals["share"], job, threads, ir.Constant(I32, 0)])
+    share = module.globals["share"]
+    with b.if_else(b.icmp_signed("==", function.args[7], _int(1))) as (alone, together):
+        with alone:
+            b.call(share, [job])
+        with together:
+            b.call(parallel, [share, job, b.trunc(function.args[7], I32), ir.Constant(I32, 0)])
     b.ret_void()

@@ -169,8 +169,9 @@ class LayerShardEngine:
         """The thread: obey all commands, compute a step, tell the callers; again."""
         torch.set_num_threads(self._threads)  # OpenMP counts threads for each calling thread
         while self._obey():
-            self._tell(self._steps.step())
-            self._publish()
+            deltas = self._steps.step()
+            self._publish()  # first, so that who has a delta sees a load that knows of it
+            self._tell(deltas)
         stopped = TokenDelta(finish_reason=FinishReason.ERROR, error="The engine was stopped.")
         self._tell([(caller.sequence, stopped) for caller in self._callers.values()])
         self._steps.release()

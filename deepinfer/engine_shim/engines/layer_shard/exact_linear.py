@@ -4,8 +4,8 @@
 not guessed from versions: every distinct layer shape is tried on numbers whose sum depends strongly on the order of
 addition, and the layer keeps torch's own product unless all bits agree.
 
-Layers that read the same input (query, key and value; gate and up) are computed by one call: on a small model waking the
-threads costs as much as the product. No output changes by that, since each is a dot product of its own.
+Layers that read the same input (query, key and value; gate and up) are computed by one call: on a small model waking
+the threads costs as much as the product. No output changes by that, since each is a dot product of its own.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 PROBE_ROWS = (1, 2, 3, 7, 33)
+MACS_WORTH_WAKING_THREADS = 1_000_000
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
@@ -47,7 +48,8 @@ class ExactLinear(nn.Module):
             return nn.functional.linear(x, self.weight, self.bias)
         x = x.contiguous()
         out = x.new_empty((*x.shape[:-1], self.out_features))
-        threads = torch.get_num_threads()
+        worth_sharing = rows * self.weight.numel() >= MACS_WORTH_WAKING_THREADS
+        threads = torch.get_num_threads() if worth_sharing else 1
         scratch = torch.empty(self._kernel.scratch_floats(self.in_features, threads))
         self._kernel.product(
             x.data_ptr(),
@@ -67,7 +69,7 @@ class _Joined:
 
     def __init__(self, layers: Sequence[ExactLinear], kernel: Kernel) -> None:
         self._sizes = [layer.out_features for layer in layers]
-        weight = torch.cat([layer.weight for layer in layers])
+        weight = torch.cat(tuple(layer.weight for layer in layers))
         biases = [layer.bias for layer in layers if layer.bias is not None]
         self._whole = ExactLinear(weight, torch.cat(biases) if biases else None, kernel)
         self._input: Tensor | None = None
