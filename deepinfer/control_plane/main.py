@@ -124,13 +124,14 @@ async def _first_answer(stack: AsyncExitStack, addresses: tuple[str, ...]) -> Et
 
 
 def _stop_signal() -> asyncio.Event:
-    """Set by the first signal; the second one finds the default, which ends the process at once."""
+    """Set by the first signal; the second one ends the process at once."""
     asked = asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def ask(sign: signal.Signals) -> None:
         asked.set()
         loop.remove_signal_handler(sign)
+        signal.signal(sign, signal.SIG_DFL)  # Python's own handler would raise in the midst of the clean-up
 
     for sign in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(sign, ask, sign)

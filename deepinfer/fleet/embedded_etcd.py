@@ -15,11 +15,12 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from deepinfer.etcd.backoff import Backoff
 from deepinfer.fleet.die_with_parent import dying_with_me
 from deepinfer.fleet.errors import DeepinferError, StoreUnavailable
 from deepinfer.fleet.places import data_dir
@@ -51,6 +52,22 @@ class EmbeddedEtcd:
         return self.pid is not None
 
 
+class _KeptEtcd:
+    """A child that is started again when it ends before its time."""
+
+    def __init__(self, start: Callable[[], subprocess.Popen[bytes]]) -> None:
+        self._start = start
+        self.process = start()
+
+    async def keep_running(self) -> None:
+        backoff = Backoff(first=0.2, longest=30.0)
+        while True:
+            status = await asyncio.to_thread(self.process.wait)
+            log.warning("etcd ended with status %d; starting it again", status)
+            await backoff.pause()
+            self.process = self._start()
+
+
 @contextlib.asynccontextmanager
 async def embedded_etcd(data_dir: Path, client_port: int = 2379) -> AsyncIterator[EmbeddedEtcd]:
     """Use the etcd that answers at 127.0.0.1:`client_port`, or run one until the block ends."""
@@ -59,13 +76,19 @@ async def embedded_etcd(data_dir: Path, client_port: int = 2379) -> AsyncIterato
         _warn_of_old(found.version)
         yield found
         return
-    process = _start(dying_with_me(server_command(newest_etcd(), data_dir, client_port)), data_dir)
+    program = newest_etcd()
+    kept = _KeptEtcd(lambda: _start(dying_with_me(server_command(program, data_dir, client_port)), data_dir))
     try:
-        started = await _healthy(process, data_dir, client_port)
+        started = await _healthy(kept.process, data_dir, client_port)
         _warn_of_old(started.version)
-        yield started
+        async with asyncio.TaskGroup() as tasks:
+            keeping = tasks.create_task(kept.keep_running())
+            try:
+                yield started
+            finally:
+                keeping.cancel()
     finally:
-        await asyncio.to_thread(_stop, process)
+        await asyncio.to_thread(_stop, kept.process)
 
 
 async def detached_etcd(data_dir: Path, client_port: int = 2379) -> EmbeddedEtcd:

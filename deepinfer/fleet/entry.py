@@ -10,19 +10,21 @@ from typing import Any
 
 import uvloop
 
+from deepinfer.fleet.config import InvalidConfig
 from deepinfer.fleet.errors import DeepinferError
 
 
 def run_process(main: Callable[[], Coroutine[Any, Any, None]]) -> int:
-    """The process's exit status: 0 when `main` ended, 1 after an error that is told in one sentence."""
+    """The process's exit status: 0 when `main` ended, 1 after an error that is told in one sentence, 2 if
+    what it was told to do is wrong."""
     _log_to_stderr()
     exit_status = 0
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(main())
     except* DeepinferError as errors:
-        exit_status = 1
         for error in _single_errors(errors):
+            exit_status = 2 if isinstance(error, InvalidConfig) else 1
             print(f"error: {error}", file=sys.stderr)
     return exit_status
 

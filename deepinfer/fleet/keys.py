@@ -1,4 +1,4 @@
-"""Where things lie in etcd, and who writes each. JSON values, made to be read with `etcdctl get --prefix /deepinfer/`."""
+"""Where things lie in etcd, and who writes each. `etcdctl get --prefix /deepinfer/` shows all of it, as JSON."""
 
 from __future__ import annotations
 

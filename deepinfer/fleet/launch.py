@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from deepinfer.fleet.resources import EngineKind, Resource
 
 EX_CONFIG = 78
@@ -24,6 +26,6 @@ class EngineLaunch(Resource):
     max_model_len: int | None = None
     gpu_memory_utilization: float = 0.9
     tensor_parallel_size: int | None = None
-    engine_args: dict[str, Any] = {}
+    engine_args: dict[str, Any] = Field(default_factory=dict)
     socket: Path  # a unix socket the agent talks to; known before the process exists, so adoption needs no record
     host: str = "127.0.0.1"  # the gateway's side; the port is chosen by the kernel and told by GetInfo

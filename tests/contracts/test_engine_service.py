@@ -19,6 +19,9 @@ import pytest
 from deepinfer.engine_shim import wire
 from deepinfer.engine_shim.client import Answer, EngineCall, EngineClient, GenerateRequest
 from deepinfer.engine_shim.frames import Body, Cancel, End, Head, MoreBody, Open
+from deepinfer.engine_shim.listening import add_loopback_port
+from deepinfer.engine_shim.server import engine_server
+from deepinfer.engine_shim.status import ShimStatus
 from deepinfer.engine_shim.token_engine import FinishReason, SamplingParams
 from deepinfer.engine_shim.wire import EngineState, ShimPhase
 from deepinfer.fleet.errors import EngineFailed, InvalidRequest
@@ -272,15 +275,25 @@ async def test_a_refused_spec_ends_with_one_line_and_ex_config(
     assert "Traceback" not in errors
 
 
-async def test_a_watcher_hears_why_the_engine_will_not_start(tmp_path: Path) -> None:
-    started = Started(tmp_path, engine="layer-shard", model_path=str(tmp_path))
-    client = EngineClient(f"unix:{started.launch.socket}")
-    process = await started.start()
-    await client.info(timeout_seconds=30, wait_for_ready=True)
-    last = [state async for state in client.watch()][-1]
-    assert (last.phase, await process.wait()) == (ShimPhase.FAILED, EX_CONFIG)
-    assert "has no tokenizer.json" in last.message
+async def test_a_watcher_hears_how_a_start_goes_and_why_it_failed(tmp_path: Path) -> None:
+    status = ShimStatus(Started(tmp_path).launch)
+    server = engine_server(status)
+    client = EngineClient(add_loopback_port(server, "127.0.0.1"))
+    await server.start()
+    seen = []
+    async for state in client.watch():
+        seen.append((state.phase, state.message))
+        if len(seen) == 1:
+            status.progress("reading the weights")
+        if len(seen) == 2:
+            status.fail("the weights are torn")
+    assert seen == [
+        (ShimPhase.STARTING, "starting"),
+        (ShimPhase.STARTING, "reading the weights"),
+        (ShimPhase.FAILED, "the weights are torn"),
+    ]
     await client.close()
+    await server.stop(None)
 
 
 async def test_while_it_starts_it_says_so_and_can_be_stopped(tmp_path: Path) -> None:

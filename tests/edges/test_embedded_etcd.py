@@ -40,6 +40,18 @@ async def test_a_restart_keeps_the_data_and_the_stop_is_complete(tmp_path: Path)
         assert (await store.read("/deepinfer/")).values == {"/deepinfer/a": b"1"}
 
 
+async def test_one_that_is_killed_is_started_again(tmp_path: Path) -> None:
+    async with (
+        embedded_etcd(tmp_path / "etcd", free_port()) as etcd,
+        EtcdStore.connect([etcd.endpoint], timeout=20) as store,
+    ):
+        await store.commit({"/deepinfer/a": b"1"})
+        assert etcd.pid is not None
+        os.kill(etcd.pid, signal.SIGKILL)
+        assert (await store.read("/deepinfer/")).values == {"/deepinfer/a": b"1"}
+        assert not psutil.pid_exists(etcd.pid)
+
+
 async def test_two_on_one_machine_listen_on_loopback_only_and_do_not_meet(tmp_path: Path) -> None:
     async with (
         embedded_etcd(tmp_path / "one", free_port()) as one,

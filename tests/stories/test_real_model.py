@@ -50,6 +50,7 @@ def transformers_answers(smollm2: Fleet) -> dict[str, str]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    torch.set_num_threads(1)  # two would wait for each other wherever other processes run
     folder = cache_dir() / "models" / "smollm2-135m-instruct"
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     model: Any = AutoModelForCausalLM.from_pretrained(folder)

@@ -6,6 +6,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,10 +17,10 @@ from deepinfer.engine_shim.engines.layer_shard.options import Options
 from deepinfer.engine_shim.token_engine import SamplingParams, TokenRequest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-transformers.logging.set_verbosity_error()
-transformers.logging.disable_progress_bar()
+transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 257,
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -31,7 +32,7 @@ SIZES = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-LLAMA3_ROPE = {
+LLAMA3_ROPE: dict[str, Any] = {
     "rope_type": "llama3",
     "rope_theta": 5e5,
     "factor": 8.0,
@@ -74,7 +75,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
         if (name, dtype) not in made:
             made[name, dtype] = tmp_path_factory.mktemp(name)
             torch.manual_seed(0)
-            model = transformers.AutoModelForCausalLM.from_config(CONFIGS[name]())
+            model = transformers.AutoModelForCausalLM.from_config(CONFIGS[name]())  # type: ignore[no-untyped-call]
             with torch.no_grad():
                 for parameter in model.parameters():
                     if parameter.dim() > 1:
@@ -110,7 +111,7 @@ def answer() -> Callable[[LayerShardEngine, list[int], SamplingParams], object]:
     return answer_of
 
 
-def transformers_answer(model: transformers.PreTrainedModel, prompt: list[int], count: int) -> list[int]:
+def transformers_answer(model: Any, prompt: list[int], count: int) -> list[int]:
     """What `generate` says, greedily and without stopping."""
     ids = torch.tensor([prompt])
     with torch.inference_mode():
@@ -131,7 +132,7 @@ def reference() -> Callable[[Path, list[list[int]], int], list[list[int]]]:
     """`reference(folder, prompts, count)`: transformers' own greedy answers, one prompt at a time."""
 
     def answers(folder: Path, prompts: list[list[int]], count: int) -> list[list[int]]:
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
         return [transformers_answer(model, prompt, count) for prompt in prompts]
 
     return answers

@@ -31,7 +31,7 @@ def plain_probabilities(logits: list[float], params: SamplingParams) -> list[flo
     order = sorted(range(SIZE), key=lambda i: -weights[i])
     if params.top_k:
         order = order[: params.top_k]
-    total, before, kept = sum(weights[i] for i in order), 0.0, []
+    total, before, kept = sum(weights[i] for i in order), 0.0, list[int]()
     for i in order:
         if kept and before >= params.top_p:
             break
@@ -70,7 +70,7 @@ def test_draws_follow_the_distribution(params: dict[str, Any], logits: torch.Ten
 
 def test_penalties_and_bias_move_the_logits_as_defined(logits: torch.Tensor) -> None:
     prompt, answer = (1, 3), (4, 4, 5)
-    params = {
+    params: dict[str, Any] = {
         "repetition_penalty": 1.7,
         "presence_penalty": 0.4,
         "frequency_penalty": 0.3,
@@ -87,7 +87,7 @@ def test_penalties_and_bias_move_the_logits_as_defined(logits: torch.Tensor) -> 
     # taking the winner out one by one shows the whole order the penalties leave
     for place, token in enumerate(ranked[:-1]):
         out = tuple((t, -1e6) for t in ranked[:place])
-        both = (*params["logit_bias"], *out)  # type: ignore[misc]
+        both = (*params["logit_bias"], *out)
         (choice,) = choose(logits, [row(answer, prompt, **{**params, "logit_bias": both})])
         assert choice.token_id == token
 

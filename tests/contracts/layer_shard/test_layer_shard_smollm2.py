@@ -1,4 +1,4 @@
-"""A real model, SmolLM2-135M-Instruct in bf16: made from its GGUF, served, and compared with transformers word for word.
+"""A real model, SmolLM2-135M-Instruct in bf16: made from its GGUF, served, and compared with transformers' answers.
 
 The converted folder is kept under the user's cache. Where the model cannot be had the tests are skipped, but not in CI.
 """
@@ -57,7 +57,7 @@ async def test_eight_at_once_are_answered_as_transformers_answers_each(
     answer: Callable[..., Any],
     reference: Callable[[Path, list[list[int]], int], list[list[int]]],
 ) -> None:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(smollm2)
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(smollm2)
     chats = [[{"role": "user", "content": question}] for question in QUESTIONS]
     prompts = [tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"] for chat in chats]
     greedy = SamplingParams(max_tokens=24, temperature=0, ignore_eos=True)

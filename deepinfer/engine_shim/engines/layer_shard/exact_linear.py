@@ -70,7 +70,7 @@ class _Joined:
     def __init__(self, layers: Sequence[ExactLinear], kernel: Kernel) -> None:
         self._sizes = [layer.out_features for layer in layers]
         weight = torch.cat(tuple(layer.weight for layer in layers))
-        biases = [layer.bias for layer in layers if layer.bias is not None]
+        biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
         self._whole = ExactLinear(weight, torch.cat(biases) if biases else None, kernel)
         self._input: Tensor | None = None
         self._pieces: tuple[Tensor, ...] = ()
