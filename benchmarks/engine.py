@@ -106,8 +106,10 @@ def ours(port: int, prompts: list[list[int]]) -> float:
 @contextmanager
 def deepinfer_up(port: int, home: Path) -> Iterator[None]:
     """The product as a user starts it, with a data folder of its own."""
+    config = home / "deepinfer.toml"
+    config.write_text(f"[etcd]\nport = {free_port()}\n[serve]\nport = {port}\n")
     process = subprocess.Popen(
-        [sys.executable, "-m", "deepinfer.cli.main", "up", "--port", str(port)],
+        [sys.executable, "-m", "deepinfer.cli", "up", "-c", str(config)],
         env={**os.environ, "XDG_DATA_HOME": str(home)},
         stdout=subprocess.PIPE,
         text=True,

@@ -44,10 +44,12 @@ class StateWatch:
         """Until the shim has failed; nothing follows that."""
         forget_status = self._status.listen(self._changed.set)
         try:
-            while self._told_phase is None or self._told_phase[0] is not ShimPhase.FAILED:
+            while True:
                 self._changed.clear()
                 for state in self._news():
                     yield state
+                    if state.phase is ShimPhase.FAILED:
+                        return
                 self._look_again_if_busy()
                 await asyncio.sleep(_MESSAGE_SECONDS)
                 await self._changed.wait()

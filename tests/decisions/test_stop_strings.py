@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,7 +56,7 @@ def test_no_part_of_a_stop_string_gets_out(text: str, stops: list[str]) -> None:
 @given(text=FEW_LETTERS, stops=STOPS, cuts=st.lists(st.integers(0, 24)), include=st.booleans())
 def test_it_does_not_matter_how_the_text_came(text: str, stops: list[str], cuts: list[int], include: bool) -> None:
     edges = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
-    pieces = [text[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    pieces = [text[start:end] for start, end in pairwise(edges)]
     out, found = fed(stops, pieces, include=include)
     letters, found_by_letters = fed(stops, list(text), include=include)
     assert ("".join(out), found) == ("".join(letters), found_by_letters)

@@ -1,0 +1,3 @@
+from deepinfer.cli.main import main
+
+main()
