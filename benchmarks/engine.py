@@ -28,7 +28,7 @@ from deepinfer.fleet.places import cache_dir
 BATCHES = (1, 8, 32)
 PROMPT_TOKENS = 32
 NEW_TOKENS = 64
-ROUNDS = 5
+ROUNDS = 3
 TEXT = Path(__file__).parent.parent / "README.md"
 
 

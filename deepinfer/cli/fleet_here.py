@@ -17,7 +17,7 @@ from deepinfer.cli.failures import CommandError, InvalidInput, OperationFailed, 
 from deepinfer.cli.processes import AGENT, CONTROL_PLANE
 from deepinfer.cli.server import Server
 from deepinfer.cli.supervision import Child, Children, StopAsked
-from deepinfer.cli.up import Plan, welcome
+from deepinfer.cli.up_plan import Plan, welcome
 from deepinfer.cli.views import Outcome, Progress
 from deepinfer.cli.waiting import Display, Settling, display, look
 from deepinfer.fleet.places import data_dir

@@ -82,7 +82,8 @@ class EngineServer:
     async def drain(self, timeout_seconds: float, context: Context) -> int:
         self._status.drain()
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._in_flight.none(), max(0.0, timeout_seconds))
+            async with asyncio.timeout(max(0.0, timeout_seconds)):
+                await self._in_flight.none()
         return self._in_flight.count
 
     async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -17,6 +17,11 @@ EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,12
 _SECRET = re.compile(r"(TOKEN(?!IZERS)|SECRET|PASSW|CREDENTIAL|API_?KEY|PRIVATE_?KEY)", re.IGNORECASE)
 
 
+def looks_secret(variable: str) -> bool:
+    """By its name. What does must neither be stored readably nor reach an engine."""
+    return _SECRET.search(variable) is not None
+
+
 class Resource(BaseModel):
     """A frozen value; an unknown field is a typo and is refused."""
 
@@ -88,7 +93,7 @@ class DeploymentSpec(Resource):
     @classmethod
     def _no_secrets(cls, env: dict[str, str]) -> dict[str, str]:
         for name in env:
-            if _SECRET.search(name):
+            if looks_secret(name):
                 raise ValueError(f"{name} looks like a secret and would be stored readably; set it for the worker")
         return env
 

@@ -10,7 +10,7 @@ from deepinfer.cli.deployments import engine_args, pairs
 from deepinfer.cli.failures import InvalidInput
 from deepinfer.cli.names import deployment_name, node_name
 from deepinfer.cli.tables import table
-from deepinfer.cli.up import Plan, welcome
+from deepinfer.cli.up_plan import Plan, welcome
 from deepinfer.cli.views import Outcome, Progress, progress_of
 from deepinfer.cli.waiting import LASTS_SECONDS, Settling
 from deepinfer.control_plane.management.admission import default_name

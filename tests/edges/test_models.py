@@ -39,7 +39,7 @@ def model(tmp_path: Path) -> Path:
 
 
 async def files(tmp_path: Path, engine: EngineKind = EngineKind.LAYER_SHARD, **spec: Any) -> Path | None:
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), **spec.pop("environment", {})}
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0", **spec.pop("environment", {})}
     models = Models(tmp_path / "cache", environment)
     wanted = DeploymentSpec(**{"model": "org/name", "engine": engine, **spec})
     return await models.files(wanted, spec.get("progress", lambda text: None))

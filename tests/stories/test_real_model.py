@@ -31,7 +31,7 @@ QUESTIONS = [
     "Describe a tree in five words.",
     "Which animal says moo?",
 ]
-NEW_TOKENS = 24
+NEW_TOKENS = 16
 
 
 def chat(fleet: Fleet, question: str, **options: Any) -> str:
@@ -76,6 +76,7 @@ def test_curl_without_a_content_type_works(smollm2: Fleet) -> None:
     assert "Paris" in answer.json()["choices"][0]["message"]["content"]
 
 
+@pytest.mark.timeout(500)
 def test_sixteen_at_once_equal_one_by_one_and_transformers(
     smollm2: Fleet, transformers_answers: dict[str, str]
 ) -> None:

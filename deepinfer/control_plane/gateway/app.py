@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from deepinfer.control_plane.gateway.asgi import App, Receive, Reply, Scope, Send
+from deepinfer.control_plane.gateway.error_reply import error_reply
 from deepinfer.control_plane.gateway.metrics import Metrics
-from deepinfer.control_plane.gateway.openai_errors import MethodNotAllowed, error_reply
 from deepinfer.control_plane.gateway.openai_models import model_list, one_model
 from deepinfer.control_plane.gateway.relay import RELAYED_PATHS, Relay
+from deepinfer.control_plane.openai_errors import MethodNotAllowed
 from deepinfer.control_plane.router.replicas import Replicas
 from deepinfer.fleet.errors import DeepinferError, NoReadyReplica
 

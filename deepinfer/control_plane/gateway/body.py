@@ -13,7 +13,7 @@ from secrets import token_hex
 import msgspec
 
 from deepinfer.control_plane.gateway.asgi import Headers, Receive, Scope
-from deepinfer.control_plane.gateway.openai_errors import BodyTooLarge
+from deepinfer.control_plane.openai_errors import BodyTooLarge
 from deepinfer.engine_shim.frames import EngineCall
 from deepinfer.fleet.errors import InvalidRequest
 

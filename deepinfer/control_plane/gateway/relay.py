@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 from deepinfer.control_plane.gateway.asgi import Receive, Scope, Send
 from deepinfer.control_plane.gateway.body import HOP_BY_HOP, ClientGone, ModelRequest, read_request, request_id
+from deepinfer.control_plane.gateway.error_reply import error_event, error_reply
 from deepinfer.control_plane.gateway.hang_up import WhileClientListens
 from deepinfer.control_plane.gateway.metrics import Measured, Metrics
-from deepinfer.control_plane.gateway.openai_errors import error_event, error_reply
 from deepinfer.control_plane.gateway.openai_models import nobody_for
 from deepinfer.control_plane.router.candidate import Candidate, RoutedRequest
 from deepinfer.control_plane.router.choose import choose

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from deepinfer.control_plane.management.admission import amended
-from deepinfer.control_plane.management.refused_requests import UnreadableDeployment
+from deepinfer.control_plane.openai_errors import UnreadableDeployment
 from deepinfer.fleet import keys
 from deepinfer.fleet.errors import DeploymentExists, DeploymentNotFound, StoreConflict
 from deepinfer.fleet.resources import Deployment, DeploymentSpec

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import Request
 
-from deepinfer.control_plane.management.refused_requests import BodyTooLarge
+from deepinfer.control_plane.openai_errors import BodyTooLarge
 from deepinfer.fleet.errors import InvalidRequest
 
 LIMIT_BYTES = 64 * 1024

@@ -1,56 +1,16 @@
-"""How the management API tells a failure: typed error -> status, in OpenAI's error shape. Nothing else builds one."""
+"""How the management API tells a failure: ours by the table in `openai_errors`, FastAPI's in the same shape."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from deepinfer.control_plane.openai_errors import error_body, error_headers, told
 from deepinfer.fleet import errors
-
-
-class ForeignOrigin(errors.DeepinferError):
-    """A web page of another origin may not change the fleet."""
-
-
-class NodeNotConnected(errors.DeepinferError):
-    """The node is not connected; start its worker again."""
-
-
-class BodyTooLarge(errors.InvalidRequest):
-    """The request's body is too large."""
-
-
-class UnreadableDeployment(errors.DeepinferError):
-    """The deployment's record cannot be read by this version; delete it or repair it in etcd."""
-
-
-class Told(NamedTuple):
-    """How a kind of failure is told to a client."""
-
-    status: int
-    type: str
-    code: str | None = None
-
-
-RETRY_AFTER_SECONDS = 2
-TOLD: dict[type[errors.DeepinferError], Told] = {
-    BodyTooLarge: Told(413, "invalid_request_error", "body_too_large"),
-    ForeignOrigin: Told(403, "permission_error", "foreign_origin"),
-    NodeNotConnected: Told(503, "service_unavailable", "node_not_connected"),
-    UnreadableDeployment: Told(409, "conflict", "deployment_unreadable"),
-    errors.InvalidRequest: Told(400, "invalid_request_error"),
-    errors.DeploymentNotFound: Told(404, "invalid_request_error", "deployment_not_found"),
-    errors.ReplicaNotFound: Told(404, "invalid_request_error", "replica_not_found"),
-    errors.DeploymentExists: Told(409, "conflict", "deployment_exists"),
-    errors.StoreConflict: Told(409, "conflict", "changed_meanwhile"),
-    errors.NotBuiltYet: Told(501, "not_built_yet", "not_built_yet"),
-    errors.StoreUnavailable: Told(503, "service_unavailable", "store_unavailable"),
-    errors.DeepinferError: Told(500, "server_error"),
-}
 
 
 def tell_failures(app: FastAPI) -> None:
@@ -63,14 +23,7 @@ def tell_failures(app: FastAPI) -> None:
 
 def refusal(error: errors.DeepinferError) -> JSONResponse:
     """The answer to a request that failed with `error`."""
-    told = next(TOLD[kind] for kind in type(error).__mro__ if kind in TOLD)
-    headers = {"retry-after": str(RETRY_AFTER_SECONDS)} if told.status == 503 else None
-    return _body(told, str(error), getattr(error, "param", None), headers)
-
-
-def _body(told: Told, message: str, param: str | None = None, headers: dict[str, str] | None = None) -> JSONResponse:
-    fields = {"message": message, "type": told.type, "param": param, "code": told.code}
-    return JSONResponse({"error": fields}, told.status, headers)
+    return JSONResponse(error_body(error), told(error).status, error_headers(error))
 
 
 async def _typed(_: Request, error: Exception) -> JSONResponse:
@@ -92,9 +45,15 @@ async def _no_such_route(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, HTTPException):
         raise error
     message = f"{request.method} {request.url.path}: {error.detail}; /docs lists what there is."
-    return _body(Told(error.status_code, "invalid_request_error"), message, headers=dict(error.headers or {}))
+    kind = "invalid_request_error"
+    return JSONResponse(_fields(message, kind), error.status_code, dict(error.headers or {}))
 
 
 async def _unforeseen(_: Request, error: Exception) -> JSONResponse:
     """A fault of ours; the server logs it with its traceback."""
-    return _body(Told(500, "server_error"), f"The control plane failed ({type(error).__name__}); its log says more.")
+    message = f"The control plane failed ({type(error).__name__}); its log says more."
+    return JSONResponse(_fields(message, "server_error"), 500)
+
+
+def _fields(message: str, kind: str) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": None, "code": None}}

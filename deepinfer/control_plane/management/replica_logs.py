@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import grpc
 from grpc import aio
 
-from deepinfer.control_plane.management.refused_requests import NodeNotConnected
+from deepinfer.control_plane.openai_errors import NodeNotConnected
 from deepinfer.fleet.errors import InvalidRequest, ReplicaNotFound
 from deepinfer.fleet.resources import Node
 from deepinfer.protos import agent_service as pb

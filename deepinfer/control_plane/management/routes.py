@@ -13,9 +13,9 @@ from deepinfer.control_plane.management.admission import admitted, checked_name
 from deepinfer.control_plane.management.deployments import Deployments
 from deepinfer.control_plane.management.fleet_view import FleetView
 from deepinfer.control_plane.management.json_body import json_object
-from deepinfer.control_plane.management.refused_requests import NodeNotConnected
 from deepinfer.control_plane.management.replica_logs import LogRequest, log_of
 from deepinfer.control_plane.management.request_schemas import NEW_DEPLOYMENT, SPEC, SPEC_CHANGES
+from deepinfer.control_plane.openai_errors import NodeNotConnected
 from deepinfer.fleet import keys
 from deepinfer.fleet.resources import Node
 from deepinfer.fleet.snapshot import snapshot_of

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from fastapi import Request
 
-from deepinfer.control_plane.management.refused_requests import ForeignOrigin
+from deepinfer.control_plane.openai_errors import ForeignOrigin
 
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
 

@@ -1,0 +1,20 @@
+"""A failure as an answer of the data path: a whole one, or an event of a stream that had begun."""
+
+from __future__ import annotations
+
+import msgspec
+
+from deepinfer.control_plane.gateway.asgi import Headers, Reply
+from deepinfer.control_plane.openai_errors import error_body, error_headers, told
+from deepinfer.fleet.errors import DeepinferError
+
+
+def error_reply(error: DeepinferError, headers: Headers = ()) -> Reply:
+    """The answer to a request that failed before anything was sent."""
+    own = ((name.encode(), value.encode()) for name, value in error_headers(error).items())
+    return Reply(told(error).status, msgspec.json.encode(error_body(error)), (*headers, *own))
+
+
+def error_event(error: DeepinferError) -> bytes:
+    """The same as an event of a stream that had begun. No [DONE] follows: the answer is not whole."""
+    return b"data: " + msgspec.json.encode(error_body(error)) + b"\n\n"

@@ -1,0 +1,80 @@
+"""Failures in OpenAI's words: typed error -> status and body. This process has one table, and it is here."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from deepinfer.fleet import errors
+
+RETRY_AFTER_SECONDS = 2
+
+
+class BodyTooLarge(errors.InvalidRequest):
+    """The request's body is too large."""
+
+
+class MethodNotAllowed(errors.InvalidRequest):
+    """This path does not take that method."""
+
+    def __init__(self, message: str, allowed: str) -> None:
+        super().__init__(message)
+        self.allowed = allowed
+
+
+class ForeignOrigin(errors.DeepinferError):
+    """A web page of another origin may not change the fleet."""
+
+
+class NodeNotConnected(errors.DeepinferError):
+    """The node is not connected; start its worker again."""
+
+
+class UnreadableDeployment(errors.DeepinferError):
+    """The deployment's record cannot be read by this version; delete it or repair it in etcd."""
+
+
+class Told(NamedTuple):
+    """How a kind of failure is told to a client."""
+
+    status: int
+    type: str
+    code: str | None = None
+
+
+TOLD: dict[type[errors.DeepinferError], Told] = {
+    BodyTooLarge: Told(413, "invalid_request_error", "body_too_large"),
+    MethodNotAllowed: Told(405, "invalid_request_error", "method_not_allowed"),
+    ForeignOrigin: Told(403, "permission_error", "foreign_origin"),
+    NodeNotConnected: Told(503, "service_unavailable", "node_not_connected"),
+    UnreadableDeployment: Told(409, "conflict", "deployment_unreadable"),
+    errors.InvalidRequest: Told(400, "invalid_request_error"),
+    errors.ModelNotServed: Told(404, "invalid_request_error", "model_not_found"),
+    errors.DeploymentNotFound: Told(404, "invalid_request_error", "deployment_not_found"),
+    errors.ReplicaNotFound: Told(404, "invalid_request_error", "replica_not_found"),
+    errors.DeploymentExists: Told(409, "conflict", "deployment_exists"),
+    errors.StoreConflict: Told(409, "conflict", "changed_meanwhile"),
+    errors.NotBuiltYet: Told(501, "not_built_yet", "not_built_yet"),
+    errors.NoReadyReplica: Told(503, "service_unavailable", "no_ready_replica"),
+    errors.StoreUnavailable: Told(503, "service_unavailable", "store_unavailable"),
+    errors.EngineFailed: Told(502, "server_error", "engine_failed"),
+    errors.DeepinferError: Told(500, "server_error"),
+}
+
+
+def told(error: errors.DeepinferError) -> Told:
+    """What the nearest kind in the table says."""
+    return next(TOLD[kind] for kind in type(error).__mro__ if kind in TOLD)
+
+
+def error_body(error: errors.DeepinferError) -> dict[str, Any]:
+    """OpenAI's error object."""
+    kind = told(error)
+    param = "model" if isinstance(error, errors.ModelNotServed) else getattr(error, "param", None)
+    return {"error": {"message": str(error), "type": kind.type, "param": param, "code": kind.code}}
+
+
+def error_headers(error: errors.DeepinferError) -> dict[str, str]:
+    """Which method is allowed; when to come again."""
+    if isinstance(error, MethodNotAllowed):
+        return {"allow": error.allowed}
+    return {"retry-after": str(RETRY_AFTER_SECONDS)} if told(error).status == 503 else {}
