@@ -7,6 +7,7 @@ What was made once (etcd's data, model files) is found again: a second `up` only
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import sys
 import time
@@ -43,7 +44,7 @@ async def run(plan: Plan) -> None:
 
 async def _bring_up(plan: Plan, children: Children, server: Server) -> None:
     began = time.monotonic()
-    config = ["-c", plan.config] if plan.config else []
+    config = ["-c", plan.config or str(_own_config())]
     with display() as shown:
         children.start("control plane", CONTROL_PLANE, *config, "--host", plan.host, "--port", str(plan.port))
         await children.unless_one_dies(_ready(server, shown))
@@ -51,6 +52,17 @@ async def _bring_up(plan: Plan, children: Children, server: Server) -> None:
         await children.unless_one_dies(_worker_ready(worker, shown))
         await children.unless_one_dies(_deployed(plan, server, shown))
     print(welcome(plan, time.monotonic() - began), flush=True)
+
+
+def _own_config() -> Path:
+    """An etcd of its own, so that trying things here leaves no trace in the fleet of `serve` and `worker`."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    path = _logs() / "deepinfer.toml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"[etcd]\nport = {port}\ndata_dir = {json.dumps(str(_logs() / 'etcd'))}\n")
+    return path
 
 
 async def _ready(server: Server, shown: Display) -> None:

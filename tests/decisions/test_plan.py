@@ -280,3 +280,30 @@ def check_epochs(fleet: Snapshot, wanted: Plan, highest: dict[str, int]) -> None
             highest[placement.id] = placement.epoch
         else:
             assert (old.devices, old.spec) == (placement.devices, placement.spec)
+
+
+def left(fleet: Snapshot, phase: Phase) -> Snapshot:
+    """Node a is gone; `phase` is the last its agent said of what ran there. Node b has come."""
+    statuses = tuple(status.model_copy(update={"phase": phase}) for status in fleet.statuses)
+    return dataclasses.replace(fleet, nodes=(node("b"),), statuses=statuses)
+
+
+def test_what_an_agent_stopped_before_it_left_gets_a_new_place_and_a_new_epoch() -> None:
+    fleet = running((deployment(),), (node("a"),))
+    assert told(plan(left(fleet, Phase.READY))) == [("chat-aaaaa-0", 1, "a", ("cpu",), "serve")]
+    moved = left(fleet, Phase.STOPPED)
+    assert told(plan(moved)) == [("chat-aaaaa-0", 2, "b", ("cpu",), "serve")]
+    assert plan(planned(moved, plan(moved))) == plan(moved)
+
+
+def test_what_an_agent_stopped_before_it_left_can_be_deleted_without_it() -> None:
+    fleet = dataclasses.replace(left(running((deployment(),), (node("a"),)), Phase.STOPPED), deployments=())
+    assert plan(fleet).placements == ()
+
+
+def test_an_epoch_is_not_repeated_when_the_only_node_left_and_came_back() -> None:
+    fleet = dataclasses.replace(left(running((deployment(),), (node("a"),)), Phase.STOPPED), nodes=())
+    gone = planned(fleet, plan(fleet))
+    assert gone.placements == ()
+    back = dataclasses.replace(gone, nodes=(node("a"),))
+    assert told(plan(back)) == [("chat-aaaaa-0", 2, "a", ("cpu",), "serve")]

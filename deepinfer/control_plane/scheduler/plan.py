@@ -1,8 +1,9 @@
 """Where replicas go: the whole wanted state from one snapshot. Pure: no clock, no store, no randomness.
 
 What runs is left where it runs. A node that lost its lease is unverified, which is never a reason to move, restart or
-forget anything on it. A replica that must leave its devices drains, is seen to be gone, and only then gets a new place:
-it never runs twice. What cannot be read is left exactly as it is, and nothing new is put beside it.
+forget anything on it, except what its agent reported stopped before it left. A replica that must leave its devices
+drains, is seen to be gone, and only then gets a new place: it never runs twice. What cannot be read is left exactly as
+it is, and nothing new is put beside it.
 It does not roll out step by step: when a spec changes, all replicas of the deployment change at once.
 """
 

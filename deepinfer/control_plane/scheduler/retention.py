@@ -21,6 +21,8 @@ def retained(sight: Sight) -> Iterator[Placement]:
         if placement.deployment in sight.unreadable_deployments:
             yield placement
             continue
+        if sight.has_stopped(placement):
+            continue  # it may have a new place at once
         wanted = _wanted(placement, sight) if placement.id not in serving else _draining(placement)
         if wanted.intent is Intent.SERVE:
             serving.add(wanted.id)

@@ -22,8 +22,10 @@ class Room:
         self._taken: dict[str, dict[str, str]] = {}
         self._ids = set(sight.unreadable_ids)
         self.placements: list[Placement] = []
-        for placement in sight.fleet.placements:  # also those that are dropped in this pass
-            self._epochs[placement.id] = max(placement.epoch, self._epochs.get(placement.id, 0))
+        known = [(p.id, p.epoch) for p in sight.fleet.placements]  # also those that are dropped in this pass
+        known += [(status.id, status.epoch) for status in sight.fleet.statuses]  # and in earlier ones
+        for name, epoch in known:
+            self._epochs[name] = max(epoch, self._epochs.get(name, 0))
         for placement in retained:
             self._take(placement)
 

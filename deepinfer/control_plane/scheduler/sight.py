@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from deepinfer.fleet import keys
-from deepinfer.fleet.resources import Deployment, Node, Placement
+from deepinfer.fleet.resources import Deployment, Node, Phase, Placement
 from deepinfer.fleet.snapshot import Snapshot
 
 
@@ -46,9 +46,16 @@ class Sight:
 
     def is_gone(self, placement: Placement) -> bool:
         """Whether nothing of it runs: its agent was here, or never was, and tells no status of it in any epoch."""
+        if self.has_stopped(placement):
+            return True
         if (placement.node, placement.id) in self._told:
             return False
         return placement.node in self._alive or placement.node not in self._nodes_that_told
+
+    def has_stopped(self, placement: Placement) -> bool:
+        """Whether its agent ended it before leaving: the one thing that is certain of a node that is not there."""
+        status = self.fleet.status_of(placement)
+        return placement.node not in self._alive and status is not None and status.phase is Phase.STOPPED
 
     @cached_property
     def _alive(self) -> frozenset[str]:
