@@ -33,7 +33,7 @@ protos: $(TO_DEVELOP) ## Compile the .proto files to descriptors
 	$(BIN)/python -m deepinfer.protos.generate
 
 bench-engine: $(TO_DEVELOP) ## Measure decoding beside transformers on this machine
-	$(BIN)/python -m benchmarks.engine
+	$(BIN)/python -u -m benchmarks.engine
 
 clean: ## Remove .venv and caches; models and data stay
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from deepinfer.engine_shim.engines.layer_shard.attention import RaggedBatch, Segment
+from deepinfer.engine_shim.engines.layer_shard.attention import Segment
 from deepinfer.engine_shim.engines.layer_shard.engine import LayerShardEngine
 from deepinfer.engine_shim.engines.layer_shard.errors import LayerShardError, UnreadableWeights, UnsupportedArchitecture
 from deepinfer.engine_shim.engines.layer_shard.kv import KvSlab
@@ -63,7 +63,7 @@ def logits_of(stages: list[Stage], prompt: list[int]) -> list[torch.Tensor]:
     for _ in range(5):
         positions, passed = torch.arange(start, start + len(given)), given
         for stage, slab in zip(stages, slabs, strict=True):
-            passed = stage.forward(passed, positions, RaggedBatch([Segment(slab, start, len(given))]))
+            passed = stage.forward(passed, positions, [Segment(slab, start, len(given))])
         logits.append(stages[-1].logits(passed))
         start, given = start + len(given), logits[-1][-1:].argmax(-1)
     return logits

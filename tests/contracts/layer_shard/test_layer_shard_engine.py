@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 import torch
 
-from deepinfer.engine_shim.engines.layer_shard.attention import RaggedBatch
+from deepinfer.engine_shim.engines.layer_shard.attention import Segment
 from deepinfer.engine_shim.engines.layer_shard.engine import LayerShardEngine
 from deepinfer.engine_shim.engines.layer_shard.errors import LayerShardError
 from deepinfer.engine_shim.engines.layer_shard.schedule import Limits
@@ -184,10 +184,10 @@ class BreaksAt(Stage):
 
     length = 9
 
-    def forward(self, given: torch.Tensor, positions: torch.Tensor, ragged: RaggedBatch) -> torch.Tensor:
-        if self.length in ragged.counts:
+    def forward(self, given: torch.Tensor, positions: torch.Tensor, segments: list[Segment]) -> torch.Tensor:
+        if self.length in (segment.count for segment in segments):
             raise RuntimeError("out of memory")
-        return super().forward(given, positions, ragged)
+        return super().forward(given, positions, segments)
 
 
 async def test_a_failed_step_ends_its_requests_and_the_engine_goes_on(

@@ -6,9 +6,10 @@ that name, it makes no mask, and because `past_key_values` is not passed, it kee
 Every sequence gets the very call that transformers' own sdpa attention would make for it alone, or one with the same
 bits: that is what makes batched answers equal lone ones. So:
 * a first chunk is `is_causal`; a later chunk of a long prompt needs a mask, whose sums may differ in the last bit;
-* grouped heads use `enable_gqa` as transformers does; only bf16 decoding over more than 1,024 keys on a CPU folds each
-  group into the query axis instead. That is five times faster there, and differs in a last bit now and then from
-  transformers' answer, but not from the same request's answer alone.
+* single tokens go to `DecodeAttention` where it has torch's bits;
+* elsewhere grouped heads use `enable_gqa` as transformers does; only bf16 decoding over more than 1,024 keys on a CPU
+  folds each group into the query axis instead. That is five times faster there, and differs in a last bit now and then
+  from transformers' answer, but not from the same request's answer alone.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as attend
 from transformers import AttentionInterface
 
+from deepinfer.engine_shim.engines.layer_shard.exact.decode_attention import DecodeAttention
 from deepinfer.engine_shim.engines.layer_shard.kv import KvSlab
 
 NAME = "deepinfer_ragged"
@@ -40,12 +42,18 @@ class Segment:
 class RaggedBatch:
     """A step's segments with their memory views, taken once for all layers. Single tokens must come first."""
 
-    def __init__(self, segments: Sequence[Segment]) -> None:
-        self.counts = [segment.count for segment in segments]
-        self.starts = [segment.start for segment in segments]
-        self.singles = sum(count == 1 for count in self.counts)
-        if 1 in self.counts[self.singles :]:
+    def __init__(self, segments: Sequence[Segment], decode: DecodeAttention | None = None) -> None:
+        singles = sum(segment.count == 1 for segment in segments)
+        if any(segment.count == 1 for segment in segments[singles:]):
             raise ValueError("segments of a single token must come first")
+        self._decode = decode
+        self._by_kernel = singles if decode else 0
+        if decode:
+            self._held = decode.held([(s.slab, s.start + 1) for s in segments[:singles]])
+        segments = segments[self._by_kernel :]
+        self._singles = singles - self._by_kernel
+        self._counts = [segment.count for segment in segments]
+        self._starts = [segment.start for segment in segments]
         ends = [segment.start + segment.count for segment in segments]
         written = [segment.slab.written(segment.start, end) for segment, end in zip(segments, ends, strict=True)]
         held = [segment.slab.held(end) for segment, end in zip(segments, ends, strict=True)]
@@ -56,17 +64,26 @@ class RaggedBatch:
 
     def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, how: _How) -> Tensor:
         """The attention output of all packed tokens, [token, head, head_size]; keys and values are kept."""
-        views = self._layers[layer]
-        fresh = torch.split(torch.stack((key[0], value[0])), self.counts, dim=2)
-        torch._foreach_copy_(views.targets, fresh)
-        outputs = self._decoded(query[:, :, : self.singles], views, how) if self.singles else []
-        queries = torch.split(query[:, :, self.singles :], self.counts[self.singles :], dim=2)
-        for number, chunk in enumerate(queries, self.singles):
+        outputs = []
+        if self._decode and self._by_kernel:
+            outputs.append(self._decode(layer, (query, key, value), self._held, how.scale, how.window))
+        if self._counts:
+            rest = slice(self._by_kernel, None)
+            fresh = (query[:, :, rest], key[:, :, rest], value[:, :, rest])
+            outputs += self._by_torch(self._layers[layer], fresh, how)
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _by_torch(self, views: _LayerViews, fresh: tuple[Tensor, Tensor, Tensor], how: _How) -> list[Tensor]:
+        query, key, value = fresh
+        torch._foreach_copy_(views.targets, torch.split(torch.stack((key[0], value[0])), self._counts, dim=2))
+        outputs = self._decoded(query[:, :, : self._singles], views, how) if self._singles else []
+        queries = torch.split(query[:, :, self._singles :], self._counts[self._singles :], dim=2)
+        for number, chunk in enumerate(queries, self._singles):
             keys, values = views.held[number]
-            plain = self.starts[number] == 0 and not (how.window and keys.shape[2] > how.window)
+            plain = self._starts[number] == 0 and not (how.window and keys.shape[2] > how.window)
             attended = (_whole if plain else _masked)(chunk, keys, values, how)
             outputs.append(attended[0].transpose(0, 1))
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        return outputs
 
     def _decoded(self, query: Tensor, views: _LayerViews, how: _How) -> list[Tensor]:
         """One query token a sequence: it may see every key, or the window's."""

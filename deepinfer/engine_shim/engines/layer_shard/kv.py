@@ -39,6 +39,10 @@ class KvSlab:
     def capacity(self) -> int:
         return self._tensor.shape[3]
 
+    @property
+    def address(self) -> int:
+        return self._tensor.data_ptr()
+
     def grow(self, capacity: int, used: int) -> None:
         """Move the first `used` tokens into a slab of `capacity`."""
         bigger = self._allocated(capacity)

@@ -30,7 +30,9 @@ from deepinfer.engine_shim.engines.layer_shard.errors import (
     UnsupportedArchitecture,
     UnsupportedDtype,
 )
-from deepinfer.engine_shim.engines.layer_shard.exact_linear import make_linears_exact
+from deepinfer.engine_shim.engines.layer_shard.exact.decode_attention import decode_attention
+from deepinfer.engine_shim.engines.layer_shard.exact.linear import make_linears_exact
+from deepinfer.engine_shim.engines.layer_shard.exact.norm import make_norms_exact
 from deepinfer.engine_shim.engines.layer_shard.kv import KvShape
 from deepinfer.engine_shim.engines.layer_shard.weights import StageShape, read_weights
 
@@ -71,10 +73,12 @@ class Stage:
         self.vocabulary: int = config.vocab_size
         self.weight_bytes = _bytes_of(model)
         self.kv_shape = _kv_shape(config, shape, device)
+        self._decode = decode_attention(config.num_attention_heads, self.kv_shape)
 
     @torch.inference_mode()
-    def forward(self, given: Tensor, positions: Tensor, ragged: attention.RaggedBatch) -> Tensor:
+    def forward(self, given: Tensor, positions: Tensor, segments: list[attention.Segment]) -> Tensor:
         """Hidden states [token, width] of packed tokens; `given` is token ids on the first stage, else such states."""
+        ragged = attention.RaggedBatch(segments, self._decode)
         name = "input_ids" if self.shape.first else "inputs_embeds"
         arguments = {name: given[None], "position_ids": positions[None], "use_cache": False, "ragged": ragged}
         hidden: Tensor = self._base(**arguments).last_hidden_state[0]
@@ -108,6 +112,7 @@ def build_stage(source: Source) -> Stage:
     _rebuild_unsaved_buffers(model, config, source.device)
     model.eval()
     make_linears_exact(model)
+    make_norms_exact(model)
     return Stage(model, config, shape, source.device)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from deepinfer.engine_shim.engines.layer_shard.attention import RaggedBatch, Segment
+from deepinfer.engine_shim.engines.layer_shard.attention import Segment
 from deepinfer.engine_shim.engines.layer_shard.kv import KvSlab
 from deepinfer.engine_shim.engines.layer_shard.rates import Rates
 from deepinfer.engine_shim.engines.layer_shard.sampling import choose
@@ -149,4 +149,4 @@ class Steps:
         places = itertools.chain.from_iterable(range(start, stop) for start, stop in spans)
         positions = torch.tensor(list(places), device=self._stage.device)
         with torch.inference_mode():
-            return self._stage.forward(ids, positions, RaggedBatch(segments))
+            return self._stage.forward(ids, positions, segments)

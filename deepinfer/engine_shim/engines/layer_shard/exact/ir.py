@@ -1,0 +1,199 @@
+"""The words the kernels are written in: loops, eight-lane fp32 vectors, bf16, and work shared among threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from llvmlite import ir  # type: ignore[import-untyped]
+
+LANES = 8  # fp32 numbers in an AVX2 register
+
+I16, I32, I64, F32, PTR = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.PointerType()
+FLOATS = ir.VectorType(F32, LANES)
+HALF = ir.VectorType(F32, LANES // 2)
+
+
+def begin_function(module: ir.Module, name: str, arguments: Sequence[ir.Type]) -> tuple[ir.Function, ir.IRBuilder]:
+    """A function of this module's own, without a result."""
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), name)
+    function.linkage = "internal"
+    return function, ir.IRBuilder(function.append_basic_block("entry"))
+
+
+def integer(value: int) -> ir.Constant:
+    return ir.Constant(I64, value)
+
+
+def same(value: float, kind: ir.VectorType = FLOATS) -> ir.Constant:
+    """A vector of one number."""
+    return ir.Constant(kind, [value] * kind.count)
+
+
+def at(b: ir.IRBuilder, base: Any, index: Any, kind: ir.Type = F32) -> Any:
+    return b.gep(base, [index], source_etype=kind)
+
+
+class Turn:
+    """One turn of a loop: set `following` to the values the next turn carries."""
+
+    def __init__(self, index: Any, values: list[Any]) -> None:
+        self.index = index
+        self.values = values
+        self.following: list[Any] = values
+
+    @property
+    def results(self) -> list[Any]:
+        return self.values
+
+
+@contextmanager
+def loop(b: ir.IRBuilder, start: Any, stop: Any, step: int, carried: Sequence[Any] = ()) -> Iterator[Turn]:
+    """`for index in range(start, stop, step)`; the carried values of the last turn are in `.results` afterwards."""
+    before = b.block
+    head, body, after = (b.append_basic_block(name) for name in ("head", "body", "after"))
+    b.branch(head)
+    b.position_at_end(head)
+    index = b.phi(I64)
+    index.add_incoming(start, before)
+    values = [b.phi(value.type) for value in carried]
+    for value, first in zip(values, carried, strict=True):
+        value.add_incoming(first, before)
+    b.cbranch(b.icmp_signed("<", index, stop), body, after)
+    b.position_at_end(body)
+    turn = Turn(index, values)
+    yield turn
+    index.add_incoming(b.add(index, integer(step)), b.block)
+    for value, following in zip(values, turn.following, strict=True):
+        value.add_incoming(following, b.block)
+    b.branch(head)
+    b.position_at_end(after)
+
+
+def least(b: ir.IRBuilder, left: Any, right: Any) -> Any:
+    return b.select(b.icmp_signed("<", left, right), left, right)
+
+
+def down_to(b: ir.IRBuilder, value: Any, multiple: int) -> Any:
+    return b.mul(b.sdiv(value, integer(multiple)), integer(multiple))
+
+
+def intrinsic(b: ir.IRBuilder, name: str, kind: ir.Type, *arguments: Any) -> Any:
+    """A call of LLVM's `name` on numbers or vectors of `kind`, whose result is of `kind` too."""
+    suffix = f"v{kind.count}f32" if isinstance(kind, ir.VectorType) else {F32: "f32", ir.DoubleType(): "f64"}[kind]
+    full = f"llvm.{name}.{suffix}"
+    function = b.module.globals.get(full) or ir.Function(b.module, ir.FunctionType(kind, [kind] * len(arguments)), full)
+    return b.call(function, arguments)
+
+
+def fma(b: ir.IRBuilder, left: Any, right: Any, total: Any) -> Any:
+    return intrinsic(b, "fma", total.type, left, right, total)
+
+
+def room(b: ir.IRBuilder, floats: int) -> Any:
+    """Memory of the function's own."""
+    memory = b.alloca(F32, floats)
+    memory.type = PTR  # llvmlite still gives it a typed pointer, which would take no vectors
+    return memory
+
+
+def load(b: ir.IRBuilder, address: Any, kind: ir.Type = FLOATS) -> Any:
+    """One fp32 or several."""
+    return b.load(address, typ=kind, align=4)
+
+
+def widened(b: ir.IRBuilder, address: Any, lanes: int = LANES) -> Any:
+    """`lanes` bf16 numbers at `address` as fp32: a bf16 is the upper half of one."""
+    wide = b.zext(b.load(address, typ=ir.VectorType(I16, lanes), align=2), ir.VectorType(I32, lanes))
+    return b.bitcast(b.shl(wide, ir.Constant(wide.type, [16] * lanes)), ir.VectorType(F32, lanes))
+
+
+def part(b: ir.IRBuilder, vector: Any, first: int, lanes: int) -> Any:
+    """Some neighbouring lanes of a vector."""
+    return b.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(I32, lanes), list(range(first, first + lanes))))
+
+
+def lane(b: ir.IRBuilder, vector: Any, number: int) -> Any:
+    return b.extract_element(vector, ir.Constant(I32, number))
+
+
+def spread(b: ir.IRBuilder, value: Any) -> Any:
+    """A number in every lane."""
+    one = b.insert_element(ir.Constant(FLOATS, ir.Undefined), value, ir.Constant(I32, 0))
+    return b.shuffle_vector(one, one, ir.Constant(ir.VectorType(I32, LANES), [0] * LANES))
+
+
+def lanes_combined(b: ir.IRBuilder, vector: Any, combine: Callable[[Any, Any], Any]) -> Any:
+    """The lower half with the upper half, until one lane is left: the order of torch and of MKL."""
+    lanes = vector.type.count
+    while lanes > 1:
+        lanes //= 2
+        vector = combine(part(b, vector, 0, lanes), part(b, vector, lanes, lanes))
+    return lane(b, vector, 0)
+
+
+def rounded(b: ir.IRBuilder, value: Any) -> Any:
+    """The bits of the nearest bf16 (ties to even, as torch), in the lower half of 32; a NaN stays one."""
+    kind = ir.VectorType(I32, value.type.count) if isinstance(value.type, ir.VectorType) else I32
+
+    def number(bits: int) -> ir.Constant:
+        return ir.Constant(kind, [bits] * kind.count if isinstance(kind, ir.VectorType) else bits)
+
+    bits = b.bitcast(value, kind)
+    odd = b.and_(b.lshr(bits, number(16)), number(1))
+    nearest = b.lshr(b.add(bits, b.add(odd, number(0x7FFF))), number(16))
+    return b.select(b.fcmp_unordered("uno", value, value), number(0x7FC0), nearest)
+
+
+def through_bf16(b: ir.IRBuilder, value: Any) -> Any:
+    """`value` rounded to bf16 and back."""
+    bits = rounded(b, value)
+    sixteen = ir.Constant(bits.type, [16] * bits.type.count if isinstance(bits.type, ir.VectorType) else 16)
+    return b.bitcast(b.shl(bits, sixteen), value.type)
+
+
+def store_bf16(b: ir.IRBuilder, value: Any, address: Any) -> None:
+    bits = rounded(b, value)
+    narrow = ir.VectorType(I16, bits.type.count) if isinstance(bits.type, ir.VectorType) else I16
+    b.store(b.trunc(bits, narrow), address, align=2)
+
+
+def define_entry(module: ir.Module, name: str, share: ir.Function, arguments: int) -> None:
+    """name(64-bit arguments, the last the number of threads): each thread runs `share` on an array of them.
+
+    One thread is the caller alone; more are torch's own OpenMP team.
+    """
+    parallel = module.globals.get("GOMP_parallel") or ir.Function(
+        module, ir.FunctionType(ir.VoidType(), [PTR, PTR, I32, I32]), "GOMP_parallel"
+    )
+    function, b = begin_function(module, name, [I64] * arguments)
+    function.linkage = ""
+    job = b.alloca(I64, arguments)
+    for number, value in enumerate(function.args):
+        b.store(value, at(b, job, integer(number), I64))
+    threads = function.args[-1]
+    with b.if_else(b.icmp_signed("==", threads, integer(1))) as (alone, together):
+        with alone:
+            b.call(share, [job])
+        with together:
+            b.call(parallel, [share, job, b.trunc(threads, I32), ir.Constant(I32, 0)])
+    b.ret_void()
+
+
+def begin_share(module: ir.Module, name: str, arguments: int) -> tuple[ir.Function, ir.IRBuilder, list[Any], Any]:
+    """A function for `define_entry`: itself, its builder, the arguments, and this thread's number."""
+    number_of = module.globals.get("omp_get_thread_num") or ir.Function(
+        module, ir.FunctionType(I32, []), "omp_get_thread_num"
+    )
+    function, b = begin_function(module, name, [PTR])
+    given = [b.load(at(b, function.args[0], integer(i), I64), typ=I64) for i in range(arguments)]
+    return function, b, given, b.sext(b.call(number_of, []), I64)
+
+
+def range_of(b: ir.IRBuilder, number: Any, threads: Any, count: Any, multiple: int = 1) -> tuple[Any, Any]:
+    """Which of `count` pieces thread `number` does: neighbouring ones, from a multiple of `multiple` on."""
+    each = b.sdiv(b.sub(b.add(count, threads), integer(1)), threads)
+    each = down_to(b, b.add(each, integer(multiple - 1)), multiple)
+    first = b.mul(number, each)
+    return first, least(b, count, b.add(first, each))
