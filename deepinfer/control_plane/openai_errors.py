@@ -67,10 +67,14 @@ def told(error: errors.DeepinferError) -> Told:
 
 
 def error_body(error: errors.DeepinferError) -> dict[str, Any]:
-    """OpenAI's error object."""
-    kind = told(error)
+    """OpenAI's error object for a failure of ours."""
     param = "model" if isinstance(error, errors.ModelNotServed) else getattr(error, "param", None)
-    return {"error": {"message": str(error), "type": kind.type, "param": param, "code": kind.code}}
+    return error_object(str(error), told(error), param)
+
+
+def error_object(message: str, kind: Told, param: str | None = None) -> dict[str, Any]:
+    """OpenAI's error object."""
+    return {"error": {"message": message, "type": kind.type, "param": param, "code": kind.code}}
 
 
 def error_headers(error: errors.DeepinferError) -> dict[str, str]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from deepinfer.control_plane.openai_errors import error_body, error_headers, told
+from deepinfer.control_plane.openai_errors import TOLD, Told, error_body, error_headers, error_object, told
 from deepinfer.fleet import errors
 
 
@@ -45,15 +43,12 @@ async def _no_such_route(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, HTTPException):
         raise error
     message = f"{request.method} {request.url.path}: {error.detail}; /docs lists what there is."
-    kind = "invalid_request_error"
-    return JSONResponse(_fields(message, kind), error.status_code, dict(error.headers or {}))
+    kind = Told(error.status_code, "invalid_request_error")
+    return JSONResponse(error_object(message, kind), kind.status, dict(error.headers or {}))
 
 
 async def _unforeseen(_: Request, error: Exception) -> JSONResponse:
     """A fault of ours; the server logs it with its traceback."""
     message = f"The control plane failed ({type(error).__name__}); its log says more."
-    return JSONResponse(_fields(message, "server_error"), 500)
-
-
-def _fields(message: str, kind: str) -> dict[str, Any]:
-    return {"error": {"message": message, "type": kind, "param": None, "code": None}}
+    kind = TOLD[errors.DeepinferError]
+    return JSONResponse(error_object(message, kind), kind.status)

@@ -46,8 +46,6 @@ class Sight:
 
     def is_gone(self, placement: Placement) -> bool:
         """Whether nothing of it runs: its agent was here, or never was, and tells no status of it in any epoch."""
-        if self.has_stopped(placement):
-            return True
         if (placement.node, placement.id) in self._told:
             return False
         return placement.node in self._alive or placement.node not in self._nodes_that_told

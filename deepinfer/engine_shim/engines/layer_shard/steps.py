@@ -148,5 +148,4 @@ class Steps:
         ids = torch.tensor(list(itertools.chain.from_iterable(tokens)), device=self._stage.device)
         places = itertools.chain.from_iterable(range(start, stop) for start, stop in spans)
         positions = torch.tensor(list(places), device=self._stage.device)
-        with torch.inference_mode():
-            return self._stage.forward(ids, positions, segments)
+        return self._stage.forward(ids, positions, segments)

@@ -40,7 +40,7 @@ from deepinfer.engine_shim.engines.layer_shard.exact.ir import (
     fma,
     integer,
     intrinsic,
-    lanes_combined,
+    lanes_added,
     least,
     load,
     loop,
@@ -170,7 +170,7 @@ def _scores(b: ir.IRBuilder, memory: _Memory, count: Any, scale: Any) -> Any:
                 ]
             best = turn.values[0]
             for number, total in enumerate(inner.results):
-                score = b.fmul(lanes_combined(b, total, b.fadd), scale)
+                score = b.fmul(lanes_added(b, total), scale)
                 b.store(score, at(b, memory.weights, b.add(turn.index, integer(number))))
                 best = _larger(b, best, score)
             turn.following = [best]
@@ -199,7 +199,7 @@ def _softmax(b: ir.IRBuilder, weights: Any, count: Any, largest: Any) -> Any:
     with loop(b, pairs, registers, LANES, [same(0.0)]) as single:
         single.following = [register(single.index, single.values[0])]
     total = b.fadd(b.fadd(single.results[0], turn.results[0]), turn.results[1])
-    with loop(b, registers, count, 1, [lanes_combined(b, total, b.fadd)]) as last:
+    with loop(b, registers, count, 1, [lanes_added(b, total)]) as last:
         place = at(b, weights, last.index)
         difference = b.fpext(b.fsub(load(b, place, F32), largest), ir.DoubleType())
         power = b.fptrunc(intrinsic(b, "exp", ir.DoubleType(), difference), F32)
@@ -233,7 +233,7 @@ def _add_values(b: ir.IRBuilder, memory: _Memory, count: Any, rescale: Any) -> N
         places = [b.add(column.index, integer(i * LANES)) for i in range(SIZE_STEP // LANES)]
         earlier = [b.fmul(load(b, at(b, memory.sums, place)), spread(b, rescale)) for place in places]
 
-        def weighted(key: Any, sums: Sequence[Any] | None, places: Sequence[Any] = places) -> list[Any]:
+        def weighted(key: Any, sums: Sequence[Any] | None) -> list[Any]:
             weight = spread(b, load(b, at(b, memory.weights, key), F32))
             row = at(b, memory.values, b.mul(key, memory.size), I16)
             values = [widened(b, at(b, row, place, I16)) for place in places]

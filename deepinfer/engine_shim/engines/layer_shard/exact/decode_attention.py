@@ -13,7 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention as attend
 from deepinfer.engine_shim.engines.layer_shard.exact.machine import (
     Kernels,
     bits_of,
-    kernels,
+    kernels_for,
     order_sensitive,
     threads_for,
 )
@@ -77,7 +77,7 @@ _scale_bits = cache(bits_of)
 
 def decode_attention(heads: int, shape: KvShape) -> DecodeAttention | None:
     """The kernel for such a model, or None where its bits are not torch's."""
-    available = kernels()
+    available = kernels_for(shape.dtype, shape.device)
     if available is None or not _fits(shape):
         return None
     small = replace(shape, layers=2)
@@ -90,8 +90,7 @@ def decode_attention(heads: int, shape: KvShape) -> DecodeAttention | None:
 def _fits(shape: KvShape) -> bool:
     from deepinfer.engine_shim.engines.layer_shard.exact.attention_kernel import LONGEST_HEAD, SIZE_STEP
 
-    usable = shape.dtype == torch.bfloat16 and shape.device == "cpu"
-    return usable and shape.head_size % SIZE_STEP == 0 and shape.head_size <= LONGEST_HEAD
+    return shape.head_size % SIZE_STEP == 0 and shape.head_size <= LONGEST_HEAD
 
 
 @torch.inference_mode()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,9 +26,9 @@ def integer(value: int) -> ir.Constant:
     return ir.Constant(I64, value)
 
 
-def same(value: float, kind: ir.VectorType = FLOATS) -> ir.Constant:
-    """A vector of one number."""
-    return ir.Constant(kind, [value] * kind.count)
+def same(value: float, kind: ir.Type = FLOATS) -> ir.Constant:
+    """A constant of `kind`, in every lane where that is a vector."""
+    return ir.Constant(kind, [value] * kind.count if isinstance(kind, ir.VectorType) else value)
 
 
 def at(b: ir.IRBuilder, base: Any, index: Any, kind: ir.Type = F32) -> Any:
@@ -103,10 +103,10 @@ def load(b: ir.IRBuilder, address: Any, kind: ir.Type = FLOATS) -> Any:
     return b.load(address, typ=kind, align=4)
 
 
-def widened(b: ir.IRBuilder, address: Any, lanes: int = LANES) -> Any:
-    """`lanes` bf16 numbers at `address` as fp32: a bf16 is the upper half of one."""
-    wide = b.zext(b.load(address, typ=ir.VectorType(I16, lanes), align=2), ir.VectorType(I32, lanes))
-    return b.bitcast(b.shl(wide, ir.Constant(wide.type, [16] * lanes)), ir.VectorType(F32, lanes))
+def widened(b: ir.IRBuilder, address: Any) -> Any:
+    """The bf16 numbers of a register at `address` as fp32: a bf16 is the upper half of one."""
+    wide = b.zext(b.load(address, typ=ir.VectorType(I16, LANES), align=2), ir.VectorType(I32, LANES))
+    return b.bitcast(b.shl(wide, same(16, wide.type)), FLOATS)
 
 
 def part(b: ir.IRBuilder, vector: Any, first: int, lanes: int) -> Any:
@@ -121,42 +121,40 @@ def lane(b: ir.IRBuilder, vector: Any, number: int) -> Any:
 def spread(b: ir.IRBuilder, value: Any) -> Any:
     """A number in every lane."""
     one = b.insert_element(ir.Constant(FLOATS, ir.Undefined), value, ir.Constant(I32, 0))
-    return b.shuffle_vector(one, one, ir.Constant(ir.VectorType(I32, LANES), [0] * LANES))
+    return b.shuffle_vector(one, one, same(0, ir.VectorType(I32, LANES)))
 
 
-def lanes_combined(b: ir.IRBuilder, vector: Any, combine: Callable[[Any, Any], Any]) -> Any:
-    """The lower half with the upper half, until one lane is left: the order of torch and of MKL."""
+def lanes_added(b: ir.IRBuilder, vector: Any) -> Any:
+    """The upper half onto the lower half, until one lane is left: the order of torch and of MKL."""
     lanes = vector.type.count
     while lanes > 1:
         lanes //= 2
-        vector = combine(part(b, vector, 0, lanes), part(b, vector, lanes, lanes))
+        vector = b.fadd(part(b, vector, 0, lanes), part(b, vector, lanes, lanes))
     return lane(b, vector, 0)
 
 
-def rounded(b: ir.IRBuilder, value: Any) -> Any:
+def _with_lanes(like: ir.Type, kind: ir.Type) -> ir.Type:
+    return ir.VectorType(kind, like.count) if isinstance(like, ir.VectorType) else kind
+
+
+def _rounded(b: ir.IRBuilder, value: Any) -> Any:
     """The bits of the nearest bf16 (ties to even, as torch), in the lower half of 32; a NaN stays one."""
-    kind = ir.VectorType(I32, value.type.count) if isinstance(value.type, ir.VectorType) else I32
-
-    def number(bits: int) -> ir.Constant:
-        return ir.Constant(kind, [bits] * kind.count if isinstance(kind, ir.VectorType) else bits)
-
+    kind = _with_lanes(value.type, I32)
     bits = b.bitcast(value, kind)
-    odd = b.and_(b.lshr(bits, number(16)), number(1))
-    nearest = b.lshr(b.add(bits, b.add(odd, number(0x7FFF))), number(16))
-    return b.select(b.fcmp_unordered("uno", value, value), number(0x7FC0), nearest)
+    odd = b.and_(b.lshr(bits, same(16, kind)), same(1, kind))
+    nearest = b.lshr(b.add(bits, b.add(odd, same(0x7FFF, kind))), same(16, kind))
+    return b.select(b.fcmp_unordered("uno", value, value), same(0x7FC0, kind), nearest)
 
 
 def through_bf16(b: ir.IRBuilder, value: Any) -> Any:
     """`value` rounded to bf16 and back."""
-    bits = rounded(b, value)
-    sixteen = ir.Constant(bits.type, [16] * bits.type.count if isinstance(bits.type, ir.VectorType) else 16)
-    return b.bitcast(b.shl(bits, sixteen), value.type)
+    bits = _rounded(b, value)
+    return b.bitcast(b.shl(bits, same(16, bits.type)), value.type)
 
 
 def store_bf16(b: ir.IRBuilder, value: Any, address: Any) -> None:
-    bits = rounded(b, value)
-    narrow = ir.VectorType(I16, bits.type.count) if isinstance(bits.type, ir.VectorType) else I16
-    b.store(b.trunc(bits, narrow), address, align=2)
+    bits = _rounded(b, value)
+    b.store(b.trunc(bits, _with_lanes(bits.type, I16)), address, align=2)
 
 
 def define_entry(module: ir.Module, name: str, share: ir.Function, arguments: int) -> None:

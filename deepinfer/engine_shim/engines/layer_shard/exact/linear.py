@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from deepinfer.engine_shim.engines.layer_shard.exact.machine import Kernels, kernels, order_sensitive, threads_for
+from deepinfer.engine_shim.engines.layer_shard.exact.machine import Kernels, kernels_for, order_sensitive, threads_for
 
 PROBE_ROWS = (1, 2, 3, 7, 33)
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -26,7 +26,7 @@ class ExactLinear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.out_features, self.in_features = weight.shape
         self._address = weight.data_ptr()
-        self._product, self._scratch_floats = kernels.linear, kernels.scratch_floats
+        self.kernels = kernels
 
     def forward(self, x: Tensor) -> Tensor:
         inner, outputs = self.in_features, self.out_features
@@ -36,9 +36,9 @@ class ExactLinear(nn.Module):
         x = x.contiguous()
         out = torch.empty((*x.shape[:-1], outputs), dtype=torch.bfloat16)
         threads = threads_for(rows * outputs * inner)
-        scratch = torch.empty(self._scratch_floats(rows, inner, threads))
+        scratch = torch.empty(self.kernels.scratch_floats(rows, inner, threads))
         addresses = (x.data_ptr(), self._address, out.data_ptr(), scratch.data_ptr())
-        self._product(*addresses, rows, outputs, inner, threads)
+        self.kernels.linear(*addresses, rows, outputs, inner, threads)
         return out if self.bias is None else out + self.bias
 
     __call__ = forward  # nobody hooks it, and on a small model nn.Module's own call costs a tenth of the product
@@ -47,11 +47,11 @@ class ExactLinear(nn.Module):
 class _Joined:
     """Several exact layers with the same input, as one: the first piece asked for computes all."""
 
-    def __init__(self, layers: Sequence[ExactLinear], kernels: Kernels) -> None:
+    def __init__(self, layers: Sequence[ExactLinear]) -> None:
         self._sizes = [layer.out_features for layer in layers]
         weight = torch.cat(tuple(layer.weight for layer in layers))
         biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
-        self._whole = ExactLinear(weight, torch.cat(biases) if biases else None, kernels)
+        self._whole = ExactLinear(weight, torch.cat(biases) if biases else None, layers[0].kernels)
         self._input: Tensor | None = None
         self._pieces: tuple[Tensor, ...] = ()
 
@@ -83,12 +83,12 @@ class JoinedPiece(nn.Module):
 
 def make_linears_exact(model: nn.Module) -> int:
     """Replace every linear layer the kernel computes bit for bit as torch does; answers how many."""
-    available = kernels()
-    if available is None:
-        return 0
     verdicts: dict[tuple[int, int, bool], bool] = {}
     replaced = 0
     for parent, name, linear in list(_linears(model)):
+        available = kernels_for(linear.weight.dtype, linear.weight.device)
+        if available is None:
+            continue
         shape = (*linear.weight.shape, linear.bias is not None)
         if shape not in verdicts:
             verdicts[shape] = _same_bits(linear, available)
@@ -97,15 +97,15 @@ def make_linears_exact(model: nn.Module) -> int:
             replaced += 1
     for parent in list(model.modules()):
         for names in SAME_INPUT:
-            _join(parent, names, available)
+            _join(parent, names)
     return replaced
 
 
-def _join(parent: nn.Module, names: Sequence[str], kernels: Kernels) -> None:
+def _join(parent: nn.Module, names: Sequence[str]) -> None:
     layers = [layer for name in names if isinstance(layer := getattr(parent, name, None), ExactLinear)]
     if len(layers) < len(names) or len({layer.bias is None for layer in layers}) > 1:
         return
-    joined = _Joined(layers, kernels)
+    joined = _Joined(layers)
     for number, name in enumerate(names):
         setattr(parent, name, JoinedPiece(joined, number))
 
@@ -125,7 +125,7 @@ def _same_bits(linear: nn.Linear, kernels: Kernels) -> bool:
     from deepinfer.engine_shim.engines.layer_shard.exact.linear_kernel import STRIDE
 
     weight = linear.weight
-    if weight.dtype != torch.bfloat16 or weight.device.type != "cpu" or weight.shape[1] % STRIDE:
+    if weight.shape[1] % STRIDE:
         return False
     random = torch.Generator().manual_seed(0)
     probed = order_sensitive(random, min(weight.shape[0], 512), weight.shape[1])

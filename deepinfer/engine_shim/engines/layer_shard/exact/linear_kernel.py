@@ -25,7 +25,7 @@ from deepinfer.engine_shim.engines.layer_shard.exact.ir import (
     down_to,
     fma,
     integer,
-    lanes_combined,
+    lanes_added,
     least,
     load,
     loop,
@@ -84,7 +84,7 @@ def _define_tile(module: ir.Module, rows: int, outputs: int) -> None:
     for number, total in enumerate(_tree(b, chain)):
         row, output = divmod(number, outputs)
         place = b.add(b.mul(integer(row), out_stride), integer(output))
-        store_bf16(b, lanes_combined(b, total, b.fadd), at(b, out, place, I16))
+        store_bf16(b, lanes_added(b, total), at(b, out, place, I16))
     b.ret_void()
 
 
@@ -108,7 +108,7 @@ def _define_single_row(module: ir.Module) -> None:
             for place, total in zip(places, turn.values, strict=True)
         ]
     (total,) = _tree(b, lambda number: [turn.results[number]])
-    store_bf16(b, lanes_combined(b, total, b.fadd), out)
+    store_bf16(b, lanes_added(b, total), out)
     b.ret_void()
 
 

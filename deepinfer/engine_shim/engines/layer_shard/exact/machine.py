@@ -25,9 +25,14 @@ class Kernels(Protocol):
     def attention(self, *addresses_and_sizes: int) -> None: ...
 
 
+def kernels_for(dtype: torch.dtype, device: torch.device | str) -> Kernels | None:
+    """The kernels, where they could serve such numbers at all; only then are they compiled, which takes a second."""
+    return _kernels() if dtype == torch.bfloat16 and torch.device(device).type == "cpu" else None
+
+
 @cache
-def kernels() -> Kernels | None:
-    """The compiled kernels, or None where torch's bf16 is not the AVX2 path or llvmlite is not installed."""
+def _kernels() -> Kernels | None:
+    """None where torch's bf16 is not the AVX2 path or llvmlite is not installed."""
     if platform.machine() != "x86_64" or torch.backends.cpu.get_cpu_capability() != "AVX2":
         return None
     openmp = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from deepinfer.engine_shim.engines.layer_shard.exact.machine import (
     Kernels,
     bits_of,
-    kernels,
+    kernels_for,
     order_sensitive,
     threads_for,
 )
@@ -46,11 +46,11 @@ class ExactNorm(nn.Module):
 
 def make_norms_exact(model: nn.Module) -> int:
     """Replace every RMSNorm the kernel computes bit for bit as the model does; answers how many."""
-    available = kernels()
-    if available is None:
-        return 0
     replaced = 0
     for parent, name, norm in list(_norms(model)):
+        available = kernels_for(norm.weight.dtype, norm.weight.device)
+        if available is None or not _fits(norm.weight.numel()):
+            continue
         exact = ExactNorm(norm.weight.data, norm.variance_epsilon, available)
         if _same_bits(exact, norm):
             setattr(parent, name, exact)
@@ -61,18 +61,18 @@ def make_norms_exact(model: nn.Module) -> int:
 def _norms(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
     for parent in model.modules():
         for name, child in parent.named_children():
-            if type(child).__name__.endswith("RMSNorm") and _fits(child):
+            if (
+                type(child).__name__.endswith("RMSNorm")
+                and isinstance(getattr(child, "weight", None), Tensor)
+                and isinstance(getattr(child, "variance_epsilon", None), float)
+            ):
                 yield parent, name, child
 
 
-def _fits(norm: Any) -> bool:
+def _fits(width: int) -> bool:
     from deepinfer.engine_shim.engines.layer_shard.exact.norm_kernel import LONGEST, STRIDE
 
-    weight, epsilon = getattr(norm, "weight", None), getattr(norm, "variance_epsilon", None)
-    if not isinstance(weight, Tensor) or not isinstance(epsilon, float):
-        return False
-    usable = weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
-    return usable and weight.numel() % STRIDE == 0 and weight.numel() <= LONGEST
+    return width % STRIDE == 0 and width <= LONGEST
 
 
 @torch.inference_mode()

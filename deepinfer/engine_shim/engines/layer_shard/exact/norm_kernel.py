@@ -12,7 +12,6 @@ from llvmlite import ir  # type: ignore[import-untyped]
 
 from deepinfer.engine_shim.engines.layer_shard.exact.ir import (
     F32,
-    FLOATS,
     I16,
     I32,
     LANES,
@@ -84,6 +83,6 @@ def _sum_of_squares(b: ir.IRBuilder, row: Any, width: Any) -> Any:
     for chain in chains[1:]:
         total = b.fadd(total, chain)
     added = ir.Constant(F32, 0.0)
-    for number in range(FLOATS.count):
+    for number in range(LANES):
         added = b.fadd(added, lane(b, total, number))
     return added
