@@ -264,7 +264,7 @@ class Started:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"engine": "vllm"}, "The vllm engine is not built yet"),
+        ({"engine": "vllm"}, "vLLM cannot be imported here"),
         ({"engine_args": {"kv_block": 1}}, "Did you mean kv_blocks?"),
         ({"host": "0.0.0.0"}, "loopback addresses only"),  # noqa: S104 - that it is refused
         ({"engine": "layer-shard"}, "needs a model folder"),
