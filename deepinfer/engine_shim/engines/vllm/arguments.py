@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,8 +23,7 @@ def parsed(vllm: Vllm, launch: EngineLaunch, own: Mapping[str, Any]) -> Namespac
     given = [*command_line(launch), *(word for name, value in own.items() for word in words(name, value))]
     options = {option for action in parser._actions for option in action.option_strings}
     try:
-        # A flag that can only be switched on is off when it is left out.
-        arguments: Namespace = parser.parse_args([word for word in given if word[:5] != "--no-" or word in options])
+        arguments: Namespace = parser.parse_args([word for word in given if not _means_nothing(word, options)])
         vllm["validate_parsed_serve_args"](arguments)
     except (TypeError, ValueError) as error:
         _refuse(str(error))
@@ -63,6 +62,11 @@ def words(name: str, value: Any) -> Iterator[str]:
         case _:
             # In one word, so that a value that begins with a dash is never taken for a flag.
             yield f"{flag}={_word(value)}"
+
+
+def _means_nothing(word: str, options: Collection[str]) -> bool:
+    """A flag that can only be switched on is off when it is left out."""
+    return word not in options and word.startswith("--no-") and f"--{word[5:]}" in options
 
 
 def _word(value: Any) -> str:
