@@ -21,9 +21,10 @@ from deepinfer.engine_shim.in_flight import InFlight
 from deepinfer.engine_shim.openai_app.unavailable import unavailable
 from deepinfer.engine_shim.served_engine import Receive, Scope, Send
 from deepinfer.engine_shim.state_watch import StateWatch
+from deepinfer.engine_shim.state_wire import EngineState, state_to_bytes
 from deepinfer.engine_shim.status import ShimStatus
 from deepinfer.engine_shim.token_engine import FinishReason
-from deepinfer.engine_shim.wire import EngineState, GenerateDelta, GenerateRequest, ShimInfo, ShimPhase
+from deepinfer.engine_shim.wire import GenerateDelta, GenerateRequest, ShimInfo, ShimPhase
 from deepinfer.fleet.errors import EngineFailed, InvalidRequest
 from deepinfer.protos.engine_service import SERVICE
 
@@ -108,7 +109,7 @@ def engine_server(status: ShimStatus) -> grpc.aio.Server:
         "Generate": grpc.unary_stream_rpc_method_handler(
             service.generate, wire.generate_from_bytes, wire.delta_to_bytes
         ),
-        "WatchState": grpc.unary_stream_rpc_method_handler(service.watch_state, wire.ignored, wire.state_to_bytes),
+        "WatchState": grpc.unary_stream_rpc_method_handler(service.watch_state, wire.ignored, state_to_bytes),
         "Drain": grpc.unary_unary_rpc_method_handler(service.drain, wire.drain_from_bytes, wire.unfinished_to_bytes),
     }
     server = grpc.aio.server(options=_OPTIONS)

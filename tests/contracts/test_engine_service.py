@@ -21,9 +21,10 @@ from deepinfer.engine_shim.client import Answer, EngineCall, EngineClient, Gener
 from deepinfer.engine_shim.frames import Body, Cancel, End, Head, MoreBody, Open
 from deepinfer.engine_shim.listening import add_loopback_port
 from deepinfer.engine_shim.server import engine_server
+from deepinfer.engine_shim.state_wire import EngineState
 from deepinfer.engine_shim.status import ShimStatus
 from deepinfer.engine_shim.token_engine import FinishReason, SamplingParams
-from deepinfer.engine_shim.wire import EngineState, ShimPhase
+from deepinfer.engine_shim.wire import ShimPhase
 from deepinfer.fleet.errors import EngineFailed, InvalidRequest
 from deepinfer.fleet.launch import EX_CONFIG, EngineLaunch
 from deepinfer.fleet.resources import EngineKind

@@ -19,7 +19,8 @@ from deepinfer.fleet.resources import EngineKind
 
 
 def launch(**fields: Any) -> EngineLaunch:
-    given = {"model_path": Path("/models/m"), "device": "cuda", "served_names": ("chat", "org/m")} | fields
+    given: dict[str, Any] = {"model_path": Path("/models/m"), "device": "cuda", "served_names": ("chat", "org/m")}
+    given |= fields
     return EngineLaunch(placement="p", epoch=1, engine=EngineKind.VLLM, socket=Path("/run/s.sock"), **given)
 
 

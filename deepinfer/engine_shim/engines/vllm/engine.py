@@ -8,16 +8,18 @@ from __future__ import annotations
 import asyncio
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 from deepinfer.engine_shim.engines.vllm import environment
 from deepinfer.engine_shim.engines.vllm.arguments import parsed
 from deepinfer.engine_shim.engines.vllm.core_processes import core_processes, resident_bytes
 from deepinfer.engine_shim.engines.vllm.imports import Vllm, called, imported
+from deepinfer.engine_shim.engines.vllm.kv_subscription import follow, kv_events_flags
 from deepinfer.engine_shim.engines.vllm.load_meter import LoadMeter, stat_logger
 from deepinfer.engine_shim.engines.vllm.loading_progress import tell_progress
 from deepinfer.engine_shim.engines.vllm.typed_requests import TypedRequests
@@ -65,6 +67,8 @@ class VllmEngine:
         await called(vllm["init_app_state"], known | {"state": app.state}, vllm.version)
         await engine.reset_mm_cache()  # the dummy data it was measured with
         await self._parts.enter_async_context(app.router.lifespan_context(app))
+        events = follow(_kv_folder(self._launch), self.kv, worked=self._loaded.meter.finished)
+        self._parts.push_async_callback(_ended, asyncio.create_task(events, name="KV events"))
         serving: AsgiApp = app
         return serving
 
@@ -123,7 +127,7 @@ def _load(launch: EngineLaunch) -> Loaded:
     """Blocking. AsyncLLM joins the event loop at its first use."""
     environment.prepare()
     vllm = imported()
-    arguments = parsed(vllm, launch, {})
+    arguments = parsed(vllm, launch, _own_flags(launch))
     engine_arguments = vllm["AsyncEngineArgs"].from_cli_args(arguments)
     usage = vllm["UsageContext"].OPENAI_API_SERVER
     config = engine_arguments.create_engine_config(usage_context=usage)
@@ -136,6 +140,19 @@ def _load(launch: EngineLaunch) -> Loaded:
         disable_log_stats=engine_arguments.disable_log_stats,
     )
     return Loaded(vllm, arguments, engine, meter, core_processes())
+
+
+def _own_flags(launch: EngineLaunch) -> Mapping[str, Any]:
+    """KV events, unless the user wants no prefix cache, without which there is nothing to tell of."""
+    given = {name.replace("-", "_"): value for name, value in launch.engine_args.items()}
+    if given.get("enable_prefix_caching", True) is False:
+        return {}
+    ranks = given.get("data_parallel_size", 1)
+    return {"kv_events_config": kv_events_flags(_kv_folder(launch), data_parallel_ranks=ranks)}
+
+
+def _kv_folder(launch: EngineLaunch) -> Path:
+    return launch.socket.with_suffix(".kv")
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

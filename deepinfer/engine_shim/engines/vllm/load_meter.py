@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ class LoadMeter:
 
     def __init__(self) -> None:
         self.work_done = 0  # grows at every step the engine tells of
+        self.finished = asyncio.Event()  # set when requests have ended; whoever waits for it clears it
         self._running: dict[int, int] = {}
         self._kv_usage: dict[int, float] = {}
         self._prefill_rate = 0.0
@@ -41,6 +43,8 @@ class LoadMeter:
         self.work_done += 1
         if iteration is None:
             return
+        if iteration.finished_requests:
+            self.finished.set()
         for request in iteration.finished_requests:
             self._learn_prefill(request)
         latencies = iteration.inter_token_latencies_iter
