@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,9 @@ class SimProcess:
 
 
 @asynccontextmanager
-async def sim_process(folder: Path, replica: int = 0, **engine_args: Any) -> AsyncIterator[SimProcess]:
+async def sim_process(
+    folder: Path, replica: int = 0, *, stall_seconds: float = 10.0, **engine_args: Any
+) -> AsyncIterator[SimProcess]:
     """Ready, as replica `replica` of "chat"."""
     socket = folder / f"{replica}.sock"
     launch = EngineLaunch(
@@ -51,11 +55,14 @@ async def sim_process(folder: Path, replica: int = 0, **engine_args: Any) -> Asy
         model_path=None,
         device="cpu",
         engine_args=engine_args,
+        stall_seconds=stall_seconds,
         socket=socket,
     )
     file = folder / f"{replica}.json"
     file.write_bytes(launch.to_json())
-    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "deepinfer.engine_shim", str(file))
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "deepinfer.engine_shim", str(file), start_new_session=True
+    )
     client = EngineClient(f"unix:{socket}")
     sim = SimProcess("", client, process)
     try:
@@ -64,6 +71,8 @@ async def sim_process(folder: Path, replica: int = 0, **engine_args: Any) -> Asy
     finally:
         await client.close()
         await sim.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # its core, which outlives it
 
 
 async def _endpoint_when_ready(client: EngineClient) -> str:

@@ -61,6 +61,14 @@ class CallConnection:
             self._over = True
             self._queued.set()
 
+    def fail(self, reason: str) -> None:
+        """Every open answer ends here and now, whatever its application still does."""
+        for stream in (*self._bodies, *self._running):
+            self._queue(Failure(stream, reason))
+        self._bodies.clear()
+        for task in self._running.values():
+            task.cancel()
+
     def _take(self, frame: CallFrame, tasks: asyncio.TaskGroup) -> None:
         match frame:
             case Open(stream, call, True):

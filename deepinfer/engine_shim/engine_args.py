@@ -28,6 +28,8 @@ class SimArgs(_Args):
     block_size: int = Field(default=16, ge=1, le=65_536)
     kv_blocks: int = Field(default=4096, ge=2, le=100_000_000)
     load_seconds: float = Field(default=0.0, ge=0, le=86_400)
+    core_process: bool = False  # compute in a process of its own, as vLLM does
+    memory_bytes: int = Field(default=0, ge=0, le=1 << 40)  # really held, by the core process
 
 
 class LayerShardArgs(_Args):

@@ -37,6 +37,7 @@ async def loaded(launch: EngineLaunch, progress: Progress) -> ServedEngine:
 
 async def _sim(launch: EngineLaunch, progress: Progress) -> ServedEngine:
     from deepinfer.engine_shim.engines.sim import SimEngine
+    from deepinfer.engine_shim.engines.sim_core import SimCore
 
     args = sim_args(launch.engine_args)
     progress("simulating the loading of a model")
@@ -44,7 +45,11 @@ async def _sim(launch: EngineLaunch, progress: Progress) -> ServedEngine:
     tokenizer: Tokenizer = ByteTokenizer()
     if launch.model_path is not None:
         tokenizer = await in_thread(lambda: ModelTokenizer(_folder(launch)))
-    return _served(SimEngine(launch.served_names[0], tokenizer, args, launch.max_model_len), tokenizer, launch)
+    core = None
+    if args.core_process or args.memory_bytes or launch.device_locks:
+        core = await SimCore.started(args.memory_bytes, launch.device_locks)
+    engine = SimEngine(launch.served_names[0], tokenizer, args, launch.max_model_len, core)
+    return _served(engine, tokenizer, launch)
 
 
 async def _layer_shard(launch: EngineLaunch, progress: Progress) -> ServedEngine:
@@ -103,4 +108,6 @@ def _served(engine: TokenEngine, tokenizer: Tokenizer, launch: EngineLaunch) -> 
         kv=engine.kv,
         load=engine.load,
         close=engine.close,
+        work_done=engine.work_done,
+        broken=engine.broken,
     )

@@ -16,12 +16,13 @@ from typing import Final
 
 from pydantic import ValidationError
 
+from deepinfer.engine_shim.failure import why_it_failed
 from deepinfer.engine_shim.listening import add_loopback_port, unix_socket
 from deepinfer.engine_shim.loading import loaded
 from deepinfer.engine_shim.server import engine_server
 from deepinfer.engine_shim.status import ShimStatus
-from deepinfer.fleet.errors import EngineWillNotStart, InvalidRequest, NotBuiltYet
-from deepinfer.fleet.launch import EX_CONFIG, EngineLaunch
+from deepinfer.fleet.errors import EngineFailed, EngineWillNotStart, InvalidRequest, NotBuiltYet
+from deepinfer.fleet.launch import EX_CONFIG, FAILURE_LINE, EngineLaunch
 
 _REFUSALS = (EngineWillNotStart, InvalidRequest, NotBuiltYet)
 _LAST_WORDS_SECONDS: Final = 1.0
@@ -58,22 +59,30 @@ async def _run(launch: EngineLaunch) -> int:
     except _REFUSALS as error:
         print(error, file=sys.stderr)
         return EX_CONFIG
+    except EngineFailed as error:
+        print(f"{FAILURE_LINE}{error}", file=sys.stderr)
     except Exception:
         log.exception("the shim of %s failed", launch.placement)
     return 1
 
 
 async def _serve(launch: EngineLaunch) -> None:
-    """Until cancelled, or until the engine fails to load."""
+    """Until cancelled, or until the engine fails; `EngineFailed` when it had been ready."""
     status = ShimStatus(launch)
     server = engine_server(status)
     with unix_socket(server, launch.socket):
         status.endpoint = add_loopback_port(server, launch.host)
         await server.start()
         try:
-            status.ready(await loaded(launch, status.progress))
+            engine = await loaded(launch, status.progress)
+            status.ready(engine)
             log.info("%s is ready on %s", launch.placement, status.endpoint)
-            await asyncio.Event().wait()
+            raise EngineFailed(await why_it_failed(engine, status, launch.stall_seconds))
+        except asyncio.CancelledError:
+            await server.stop(None)  # first: a stream whose engine closes would seem to end
+            if status.engine is not None:
+                await status.engine.close()  # its processes must not outlive this one
+            raise
         except Exception as error:
             status.fail(str(error) or type(error).__name__)
             await server.stop(_LAST_WORDS_SECONDS)

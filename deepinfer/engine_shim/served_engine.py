@@ -26,4 +26,6 @@ class ServedEngine:
     generate: Callable[[GenerateRequest], AsyncGenerator[GenerateDelta, None]]
     kv: KvContents
     load: Callable[[], EngineLoad]
+    work_done: Callable[[], int]  # grows with every token computed, of prompts and of answers
+    broken: Callable[[], Awaitable[str]]  # returns when it can compute no more, with the reason; may wait for ever
     close: Callable[[], Awaitable[None]]

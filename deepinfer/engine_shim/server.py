@@ -7,8 +7,8 @@ ASGI application, not OpenAI's shapes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager, suppress
 from typing import Any, Final
 
 import grpc
@@ -17,7 +17,6 @@ import grpc.aio
 from deepinfer.engine_shim import wire
 from deepinfer.engine_shim.call_connection import CallConnection
 from deepinfer.engine_shim.frames import AnswerFrame, CallFrame
-from deepinfer.engine_shim.in_flight import InFlight
 from deepinfer.engine_shim.openai_app.unavailable import unavailable
 from deepinfer.engine_shim.served_engine import Receive, Scope, Send
 from deepinfer.engine_shim.state_watch import StateWatch
@@ -45,7 +44,7 @@ class EngineServer:
 
     def __init__(self, status: ShimStatus) -> None:
         self._status = status
-        self._in_flight = InFlight()
+        self._in_flight = status.in_flight
 
     async def get_info(self, request: None, context: Context) -> ShimInfo:
         return self._status.info()
@@ -55,7 +54,12 @@ class EngineServer:
             await context.write(frames)
             self._status.touch()
 
-        await CallConnection(self._app, write).serve(requests)
+        connection = CallConnection(self._app, write)
+        forget = self._status.when_failed(connection.fail)
+        try:
+            await connection.serve(requests)
+        finally:
+            forget()
 
     async def generate(self, request: GenerateRequest, context: Context) -> AsyncGenerator[GenerateDelta, None]:
         engine = self._status.engine
@@ -63,7 +67,7 @@ class EngineServer:
             message = f"The engine takes no typed requests now ({self._status.phase})."
             await context.abort(grpc.StatusCode.UNAVAILABLE, message)
         try:
-            with self._in_flight.one():
+            with self._in_flight.one(), self._failing():
                 async with aclosing(engine.generate(request)) as deltas:
                     async for delta in deltas:
                         yield delta
@@ -96,6 +100,27 @@ class EngineServer:
                 await app(scope, receive, send)
         finally:
             self._status.touch()
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        """`EngineFailed` in the block as soon as the engine fails."""
+        task = asyncio.current_task()
+        reasons: list[str] = []
+
+        def fail(reason: str) -> None:
+            reasons.append(reason)
+            if task is not None:
+                task.cancel()
+
+        forget = self._status.when_failed(fail)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if reasons and task is not None and not task.uncancel():
+                raise EngineFailed(reasons[0]) from None
+            raise
+        finally:
+            forget()
 
 
 def engine_server(status: ShimStatus) -> grpc.aio.Server:

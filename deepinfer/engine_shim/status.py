@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from deepinfer.engine_shim.in_flight import InFlight
 from deepinfer.engine_shim.served_engine import ServedEngine
 from deepinfer.engine_shim.token_engine import EngineInfo, EngineLoad
 from deepinfer.engine_shim.wire import ShimInfo, ShimPhase
@@ -22,8 +23,10 @@ class ShimStatus:
         self.message = "starting"
         self.endpoint = ""
         self.engine: ServedEngine | None = None
+        self.in_flight = InFlight()
         self._launch = launch
         self._listeners: list[Callable[[], None]] = []
+        self._mourners: list[Callable[[str], None]] = []
 
     def info(self) -> ShimInfo:
         known = ShimInfo(
@@ -53,7 +56,10 @@ class ShimStatus:
             self._become(ShimPhase.DRAINING, "finishing what runs")
 
     def fail(self, message: str) -> None:
+        """Whatever runs is told at once, and does not come to an end by itself."""
         self._become(ShimPhase.FAILED, message)
+        for mourner in tuple(self._mourners):
+            mourner(message)
 
     def touch(self) -> None:
         """The load may have changed."""
@@ -64,6 +70,11 @@ class ShimStatus:
         """Call `listener` at every change from now on; the answer ends it."""
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
+
+    def when_failed(self, mourner: Callable[[str], None]) -> Callable[[], None]:
+        """Call `mourner` with the reason when the engine fails; the answer ends it."""
+        self._mourners.append(mourner)
+        return lambda: self._mourners.remove(mourner)
 
     def _become(self, phase: ShimPhase, message: str) -> None:
         self.phase, self.message = phase, message

@@ -129,6 +129,14 @@ class TokenEngine(Protocol):
         """Cheap enough to ask at every change."""
         ...
 
+    def work_done(self) -> int:
+        """Tokens computed so far, of prompts and of answers. Cheap; a stall is found by it."""
+        ...
+
+    async def broken(self) -> str:
+        """Wait until it can compute no more; the reason, without a full stop. For ever, if it does not break."""
+        ...
+
     async def close(self) -> None:
         """Stop computing and free the memory."""
         ...

@@ -13,6 +13,10 @@ EX_CONFIG = 78
 """Exit status (sysexits.h) of a shim whose engine refused its spec: starting it again will not help."""
 
 
+FAILURE_LINE = "engine failed: "
+"""How the last line begins that a shim prints when its engine failed; the reason follows."""
+
+
 class EngineLaunch(Resource):
     """Everything a shim needs to start its engine."""
 
@@ -27,6 +31,8 @@ class EngineLaunch(Resource):
     quantization: str | None = None
     gpu_memory_utilization: float = 0.9
     tensor_parallel_size: int | None = None
+    stall_seconds: float = 10.0  # with work in hand and none done; 0: such an engine is left alone
+    device_locks: tuple[Path, ...] = ()  # of simulated devices: held by the engine as long as it lives
     engine_args: dict[str, Any] = Field(default_factory=dict)
     log: Path | None = None  # what this process and its children print; loading progress is read from it
     socket: Path  # a unix socket the agent talks to; known before the process exists, so adoption needs no record

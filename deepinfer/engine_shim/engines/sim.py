@@ -17,6 +17,7 @@ from typing import Final
 
 from deepinfer.engine_shim.engine_args import SimArgs
 from deepinfer.engine_shim.engines.sim_blocks import BlockCache, chained_blocks
+from deepinfer.engine_shim.engines.sim_core import SimCore
 from deepinfer.engine_shim.engines.sim_script import Script
 from deepinfer.engine_shim.kv_contents import KvContents, KvGroup
 from deepinfer.engine_shim.text.tokenizer import Tokenizer
@@ -71,7 +72,14 @@ class _Step:
 class SimEngine:
     """A `TokenEngine` without weights. Lives on the event loop it is used on."""
 
-    def __init__(self, model: str, tokenizer: Tokenizer, args: SimArgs, max_model_len: int | None = None) -> None:
+    def __init__(
+        self,
+        model: str,
+        tokenizer: Tokenizer,
+        args: SimArgs,
+        max_model_len: int | None = None,
+        core: SimCore | None = None,
+    ) -> None:
         room = args.kv_blocks * args.block_size
         self.info = EngineInfo(
             model=model,
@@ -81,12 +89,14 @@ class SimEngine:
             kv_block_size=args.block_size,
             kv_blocks=args.kv_blocks,
             dtype="none",
-            memory_bytes=0,
+            memory_bytes=args.memory_bytes,
             eos_token_ids=tokenizer.eos_token_ids,
         )
         self.kv = KvContents(time.time_ns())
         self.kv.describe(KvGroup(0, args.block_size))
         self._args = args
+        self._core = core
+        self._work_done = 0
         self._script = Script.of(tokenizer)
         self._vocabulary = tokenizer.vocab_size
         self._cache = BlockCache(args.kv_blocks, self.kv)
@@ -125,8 +135,18 @@ class SimEngine:
             seconds_per_output_token=self._token_seconds,
         )
 
+    def work_done(self) -> int:
+        return self._work_done
+
+    async def broken(self) -> str:
+        if self._core is None:
+            await asyncio.Event().wait()  # alone on this loop, it has nothing that could break
+        return await self._core.broken()  # type: ignore[union-attr]
+
     async def close(self) -> None:
         self._stop()
+        if self._core is not None:
+            await self._core.close()
         for sequence in (*self._running, *self._waiting):
             sequence.deltas.put_nowait(TokenDelta(finish_reason=FinishReason.ERROR, error="The engine was closed."))
 
@@ -146,7 +166,13 @@ class SimEngine:
         self._step = step = _Step(loop.time(), *self._chosen())
         seconds = step.prefill_tokens() / self._args.prefill_tokens_per_second
         seconds += self._args.seconds_per_output_token if step.decoding else 0.0
-        self._timer = loop.call_at(step.started + seconds, self._end_step)
+        self._timer = loop.call_at(step.started + seconds, self._end_step if self._core is None else self._ask_core)
+
+    def _ask_core(self) -> None:
+        """A step has ended when its time is over and the core has answered."""
+        step = self._step
+        if self._core is not None:
+            self._core.beat(lambda: self._end_step() if self._step is step else None)
 
     def _admit(self) -> None:
         """In order: a request that does not fit holds up those behind it, or it might wait for ever."""
@@ -181,6 +207,7 @@ class SimEngine:
         step, self._step, self._timer = self._step, None, None
         if step is None:
             return
+        self._work_done += step.prefill_tokens() + len(step.decoding)
         self._measure(step, asyncio.get_running_loop().time() - step.started)
         for sequence, tokens in step.prefill:
             sequence.uncomputed -= tokens

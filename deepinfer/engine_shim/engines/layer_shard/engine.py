@@ -9,8 +9,10 @@ Limits: one stage must hold the whole model; there is no prefix cache, so `kv` s
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import dataclasses
 import itertools
+import logging
 import queue
 import threading
 import time
@@ -43,6 +45,8 @@ from deepinfer.engine_shim.token_engine import (
 from deepinfer.fleet.errors import InvalidRequest
 
 Progress = Callable[[str], None]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -84,7 +88,8 @@ class LayerShardEngine:
         self._callers: dict[int, _Caller] = {}
         self._commands: queue.SimpleQueue[_Add | _Abort | _Close] = queue.SimpleQueue()
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="layer-shard", daemon=True)
+        self._fault: concurrent.futures.Future[BaseException] = concurrent.futures.Future()
+        self._thread = threading.Thread(target=self._run_or_tell, name="layer-shard", daemon=True)
         self._thread.start()
 
     @classmethod
@@ -131,6 +136,14 @@ class LayerShardEngine:
         """As of the last step."""
         return self._load
 
+    def work_done(self) -> int:
+        return self._steps.work_done
+
+    async def broken(self) -> str:
+        """What ends the thread but `close` is a fault of this engine: no request would ever be answered again."""
+        fault = await asyncio.shield(asyncio.wrap_future(self._fault))
+        return f"its thread ended ({fault!r})"
+
     async def close(self) -> None:
         """Stop after the step under way; requests that still run end with an error."""
         if not self._closed:
@@ -164,6 +177,13 @@ class LayerShardEngine:
         for param, ids in given.items():
             if not all(0 <= token < size for token in ids):
                 raise InvalidRequest(f"{param} has a token id outside the model's 0..{size - 1}; correct it.", param)
+
+    def _run_or_tell(self) -> None:
+        try:
+            self._run()
+        except BaseException as error:
+            log.exception("the thread of the layer-shard engine ended")
+            self._fault.set_result(error)
 
     def _run(self) -> None:
         """The thread: obey all commands, compute a step, tell the callers; again."""

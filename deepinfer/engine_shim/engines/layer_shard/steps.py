@@ -47,6 +47,7 @@ class Steps:
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # oldest first
         self._rates = Rates()
+        self.work_done = 0
 
     @property
     def idle(self) -> bool:
@@ -101,6 +102,7 @@ class Steps:
         for sequence, delta in deltas:
             if delta.finish_reason is not None:
                 self.remove(sequence)
+        self.work_done += sum(part.count for part in parts)
         self._rates.learn([part.count for part in parts], time.perf_counter() - began)
         return deltas
 

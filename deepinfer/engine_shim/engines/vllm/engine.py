@@ -17,7 +17,7 @@ from typing import Any
 
 from deepinfer.engine_shim.engines.vllm import environment
 from deepinfer.engine_shim.engines.vllm.arguments import parsed
-from deepinfer.engine_shim.engines.vllm.core_processes import core_processes, resident_bytes
+from deepinfer.engine_shim.engines.vllm.core_processes import core_processes, first_end, resident_bytes
 from deepinfer.engine_shim.engines.vllm.imports import Vllm, called, imported
 from deepinfer.engine_shim.engines.vllm.kv_subscription import follow, kv_events_flags
 from deepinfer.engine_shim.engines.vllm.load_meter import LoadMeter, stat_logger
@@ -80,6 +80,8 @@ class VllmEngine:
             kv=self.kv,
             load=self.load,
             close=self.close,
+            work_done=lambda: self._loaded.meter.work_done,
+            broken=lambda: first_end(self._loaded.processes),
         )
 
     def info(self) -> EngineInfo:
@@ -103,7 +105,7 @@ class VllmEngine:
 
     async def close(self) -> None:
         await self._parts.aclose()
-        self._loaded.engine.shutdown()
+        await asyncio.to_thread(self._loaded.engine.shutdown)  # it waits for its processes
 
     @property
     def _kv_blocks(self) -> int:
