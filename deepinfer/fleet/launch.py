@@ -23,9 +23,11 @@ class EngineLaunch(Resource):
     model_path: Path | None = None  # None only for engines that need no weights (sim without a tokenizer)
     device: str
     dtype: str = "auto"
+    quantization: str | None = None
     max_model_len: int | None = None
     gpu_memory_utilization: float = 0.9
     tensor_parallel_size: int | None = None
     engine_args: dict[str, Any] = Field(default_factory=dict)
+    log: Path | None = None  # where its output goes, so that progress which is only printed can be read
     socket: Path  # a unix socket the agent talks to; known before the process exists, so adoption needs no record
     host: str = "127.0.0.1"  # the gateway's side; the port is chosen by the kernel and told by GetInfo
