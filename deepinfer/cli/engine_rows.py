@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class EngineRow:
     size_bytes: int | None
     path: str | None
     note: str = ""
+    removed: dict[str, str] = field(default_factory=dict)  # packages it does without, and what is missed
 
     def cells(self) -> list[str]:
         known = [self.name, self.engine, self.version, self.accelerator, self.state]
@@ -66,6 +67,7 @@ def row_of(environment: Environment) -> EngineRow:
         size_bytes=record.size_bytes,
         path=str(environment.folder),
         note=without if whole else again,
+        removed=record.removed,
     )
 
 

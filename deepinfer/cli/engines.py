@@ -36,6 +36,8 @@ def install(
         print_json(row.as_json())
     elif is_new:
         typer.echo(f"{row.name} is installed ({size(row.size_bytes)} in {row.path})")
+        for package, without in row.removed.items():
+            typer.echo(f"without {package}, which does not load here: {without}")
     else:
         typer.echo(f"{row.name} is installed already; nothing to do")
 

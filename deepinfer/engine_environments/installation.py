@@ -163,12 +163,13 @@ async def _without_what_does_not_load(bench: Workbench, recipe: Recipe) -> dict[
 async def _try_engine(bench: Workbench, recipe: Recipe) -> str:
     """Everything that a start will import is imported; the engine's flags are written down. Answers its version."""
     bench.progress(f"trying {recipe.module}")
-    target = bench.folder / FLAGS
-    ours = with_own_package({}, bench.folder / "package")
+    target, package = bench.folder / FLAGS, bench.folder / "package"
+    ours = with_own_package({}, package)
     for module, *arguments in ((recipe.flags, str(target)), ("deepinfer.engine_environments.shim_trial",)):
         done = await bench.run(bench.python, "-P", "-m", module, *arguments, environment=ours)
         if done.exit_status:
             raise StepFailed(f"it does not load: {done.last_lines[-1] if done.last_lines else done.exit_status}")
+    shutil.rmtree(package)
     return EngineFlags.model_validate_json(target.read_bytes()).version.partition("+")[0]
 
 
