@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 import uvloop
 
-from deepinfer.agent.errand import run_errand
+from deepinfer.fleet.errand import run_errand
 
 
 async def errands_beside_calls(count: int) -> list[int]:

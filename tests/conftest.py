@@ -1,4 +1,4 @@
-"""A real etcd for every test that asks. Without one, tests that need it are errors, never skipped."""
+"""A real etcd and a real vLLM for every test that asks. Without one, tests that need it are errors, never skipped."""
 
 from __future__ import annotations
 
@@ -7,8 +7,25 @@ from pathlib import Path
 
 import pytest
 
+from deepinfer.engine_environments.environment import Environment
 from deepinfer.fleet.store import EtcdStore
 from tests.etcd_process import EtcdProcess
+from tests.vllm_environment import vllm_environment
+
+INSTALLING_SECONDS = 900
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whichever test comes first installs the engine, which takes minutes."""
+    for item in items:
+        if "vllm_engine" in getattr(item, "fixturenames", ()) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(INSTALLING_SECONDS))
+
+
+@pytest.fixture(scope="session")
+def vllm_engine() -> Environment:
+    """An installed vLLM for the CPU, where every worker that the tests start finds it."""
+    return vllm_environment()
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from deepinfer.fleet.resources import Deployment, DeploymentSpec, Intent, Phase, Placement, ReplicaStatus
+from deepinfer.fleet.resources import (
+    Deployment,
+    DeploymentSpec,
+    EngineKind,
+    InstalledEngine,
+    Intent,
+    Phase,
+    Placement,
+    ReplicaStatus,
+)
 
 UID = "aaaaa"
+
+
+def installed(kind: str = "sim", version: str = "0.1.0", accelerator: str = "any") -> InstalledEngine:
+    return InstalledEngine(kind=EngineKind(kind), version=version, accelerator=accelerator)
 
 
 def deployment(name: str = "chat", model: str = "org/model", replicas: int = 1, second: int = 0) -> Deployment:

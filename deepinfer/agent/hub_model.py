@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from deepinfer.agent.durable_file import write_durably
-from deepinfer.agent.errand import run_errand
-from deepinfer.agent.exclusive import exclusive
 from deepinfer.agent.model_folder import check_model_folder
+from deepinfer.fleet.durable_file import write_durably
+from deepinfer.fleet.errand import run_errand
 from deepinfer.fleet.errors import ModelUnavailable
+from deepinfer.fleet.exclusive import exclusive
 
 Progress = Callable[[str], None]
 

@@ -1,38 +1,23 @@
-"""What this node offers: its devices, and the engines that can be started on them.
-
-Heavy libraries are looked for, never imported: the agent stays small.
-"""
+"""The devices of this node."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import logging
 import platform
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import psutil
 
-from deepinfer.fleet.resources import Device, EngineKind
-
-_NEEDED = {
-    EngineKind.SIM: (),
-    EngineKind.LAYER_SHARD: ("torch", "transformers", "safetensors"),
-}
+from deepinfer.fleet.nvidia import nvidia_gpus
+from deepinfer.fleet.resources import Device
 
 log = logging.getLogger(__name__)
 
 
 def devices_of_this_node(environment: Mapping[str, str]) -> tuple[Device, ...]:
     """The CPU, and every GPU that the agent's own CUDA_VISIBLE_DEVICES leaves visible."""
-    return (_cpu(), *_gpus(environment.get("CUDA_VISIBLE_DEVICES")))
-
-
-def engines_of_this_node() -> tuple[EngineKind, ...]:
-    return tuple(engine for engine, modules in _NEEDED.items() if all(map(importlib.util.find_spec, modules)))
+    return (_cpu(), *nvidia_gpus(environment.get("CUDA_VISIBLE_DEVICES")))
 
 
 def _cpu() -> Device:
@@ -47,42 +32,3 @@ def _cpu_name() -> str:
     except OSError as error:
         log.debug("no /proc/cpuinfo: %s", error)
     return platform.processor() or platform.machine()
-
-
-def _gpus(visible: str | None) -> tuple[Device, ...]:
-    try:
-        nvml = importlib.import_module("pynvml")
-    except ImportError:
-        log.debug("no GPUs looked for: nvidia-ml-py is not installed")
-        return ()
-    try:
-        with _initialised(nvml):
-            return tuple(_gpu(nvml, index) for index in range(nvml.nvmlDeviceGetCount()) if _is_visible(index, visible))
-    except nvml.NVMLError as error:
-        log.debug("no GPUs found: %s", error)
-        return ()
-
-
-@contextmanager
-def _initialised(nvml: Any) -> Iterator[None]:
-    nvml.nvmlInit()
-    try:
-        yield
-    finally:
-        nvml.nvmlShutdown()
-
-
-def _gpu(nvml: Any, index: int) -> Device:
-    handle = nvml.nvmlDeviceGetHandleByIndex(index)
-    name = nvml.nvmlDeviceGetName(handle)
-    return Device(
-        id=f"cuda:{index}",
-        kind="cuda",
-        name=name.decode() if isinstance(name, bytes) else name,
-        memory_bytes=nvml.nvmlDeviceGetMemoryInfo(handle).total,
-    )
-
-
-def _is_visible(index: int, visible: str | None) -> bool:
-    """Numbers only; devices named by UUID are not offered, since an engine is told its device by number."""
-    return visible is None or str(index) in (part.strip() for part in visible.split(","))

@@ -17,13 +17,17 @@ from pathlib import Path
 
 import psutil
 
-from deepinfer.agent.durable_file import write_durably
-from deepinfer.agent.engine_log import start_new_log
+from deepinfer.agent.engine_log import log_path, start_new_log
 from deepinfer.agent.engine_process import MARK, EngineProcess, Mark, engine_processes
+from deepinfer.engine_environments.environment import Environment
+from deepinfer.fleet.durable_file import write_durably
 from deepinfer.fleet.launch import EngineLaunch
+from deepinfer.fleet.own_package import with_own_package
+from deepinfer.fleet.parallelism import tensor_parallel_size
 from deepinfer.fleet.resources import Placement, looks_secret
 
-SHIM = (sys.executable, "-m", "deepinfer.engine_shim")
+_MODULE = ("-m", "deepinfer.engine_shim")
+SHIM = (sys.executable, *_MODULE)
 _PLACEMENT_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,126}")
 
 # OpenMP's threads wait for each other by spinning. Where anything else runs on the cores, our own gateway included,
@@ -50,8 +54,8 @@ class NativeLauncher:
     def folder(self, placement_id: str) -> Path:
         return self.engines / placement_id
 
-    def start(self, placement: Placement, model: Path | None) -> EngineProcess:
-        """Start its engine, or answer the one that runs already."""
+    def start(self, placement: Placement, model: Path | None, environment: Environment | None = None) -> EngineProcess:
+        """Start its engine (in `environment`, else in deepinfer's own), or answer the one that runs already."""
         for running in self.running():
             if running.has_shim and (running.mark.placement, running.mark.epoch) == (placement.id, placement.epoch):
                 return running
@@ -59,13 +63,13 @@ class NativeLauncher:
         folder, socket = self.folder(placement.id), self._socket(mark)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         launch_file = folder / "launch.json"
-        write_durably(launch_file, _launch(placement, model, socket).to_json())
+        write_durably(launch_file, _launch(placement, model, socket, log_path(folder)).to_json())
         log_descriptor = start_new_log(folder)
         try:
             child = subprocess.Popen(
-                [*self.shim, str(launch_file)],
+                [*self._shim_in(environment), str(launch_file)],
                 cwd=folder,
-                env=self._environment_for(placement, mark),
+                env=self._variables_for(placement, mark, environment),
                 stdin=subprocess.DEVNULL,
                 stdout=log_descriptor,
                 stderr=log_descriptor,
@@ -90,10 +94,13 @@ class NativeLauncher:
     def _socket(self, mark: Mark) -> Path:
         return self.sockets / f"{hashlib.sha256(str(mark).encode()).hexdigest()[:16]}.sock"
 
-    def _environment_for(self, placement: Placement, mark: Mark) -> dict[str, str]:
+    def _shim_in(self, environment: Environment | None) -> Sequence[str]:
+        return self.shim if environment is None else (str(environment.interpreter), "-P", *_MODULE)
+
+    def _variables_for(self, placement: Placement, mark: Mark, environment: Environment | None) -> dict[str, str]:
         inherited = {name: value for name, value in self.environment.items() if not looks_secret(name)}
         gpus = [device.removeprefix("cuda:") for device in placement.devices if device.startswith("cuda:")]
-        return {
+        variables = {
             **_BRIEF_SPIN,
             **inherited,
             **placement.spec.env,
@@ -102,9 +109,12 @@ class NativeLauncher:
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # NVML's numbering, which the inventory uses
             "PYTHONUNBUFFERED": "1",
         }
+        if environment is None:
+            return variables
+        return with_own_package(variables, self.folder(placement.id) / "package")
 
 
-def _launch(placement: Placement, model: Path | None, socket: Path) -> EngineLaunch:
+def _launch(placement: Placement, model: Path | None, socket: Path, log: Path) -> EngineLaunch:
     spec = placement.spec
     return EngineLaunch(
         placement=placement.id,
@@ -114,10 +124,12 @@ def _launch(placement: Placement, model: Path | None, socket: Path) -> EngineLau
         model_path=model,
         device="cuda" if any(device.startswith("cuda") for device in placement.devices) else "cpu",
         dtype=spec.dtype,
+        quantization=spec.quantization,
         max_model_len=spec.max_model_len,
         gpu_memory_utilization=spec.gpu_memory_utilization,
-        tensor_parallel_size=spec.tensor_parallel_size,
+        tensor_parallel_size=tensor_parallel_size(spec),
         engine_args=spec.engine_args,
+        log=log,
         socket=socket,
     )
 

@@ -18,13 +18,16 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from deepinfer.agent.inventory import devices_of_this_node, engines_of_this_node
+from deepinfer.agent.engine_choice import EnginesHere
+from deepinfer.agent.inventory import devices_of_this_node
 from deepinfer.agent.launcher import NativeLauncher
 from deepinfer.agent.logs_service import serving_logs
 from deepinfer.agent.models import Models
 from deepinfer.agent.node_agent import NodeAgent
+from deepinfer.agent.node_record import NodeRecord
 from deepinfer.agent.registration import stay_registered
 from deepinfer.agent.state_folder import StateFolder, opened_state
+from deepinfer.engine_environments.installed import installed_engines
 from deepinfer.fleet import keys, places
 from deepinfer.fleet.config import Config, InvalidConfig, load_config
 from deepinfer.fleet.convergence import keep_converging
@@ -65,12 +68,14 @@ async def run(name: str, config: Config) -> None:
     with opened_state(config.worker.state_dir / name) as state:
         launcher = NativeLauncher(state.instance, state.engines, places.runtime_dir(), os.environ)
         models = Models(places.cache_dir() / "models", os.environ)
-        agent = NodeAgent(name, config.worker, launcher, models.files)
+        devices = devices_of_this_node(os.environ)
+        engines = EnginesHere(places.engines_dir(), devices)
+        agent = NodeAgent(name, config.worker, launcher, models.files, engines.environment_for)
         async with serving_logs(state.engines) as logs_endpoint, asyncio.TaskGroup() as lives:
-            node = _node(name, state, logs_endpoint)
+            record = NodeRecord(_node(name, state, logs_endpoint, engines), engines.engines)
             try:
                 await agent.adopt(lives)
-                await _run_until(stop.asked, _look_after_node(node, agent, config, lives))
+                await _run_until(stop.asked, _look_after_node(record, agent, config, lives))
                 if stop.engines_too:
                     await _stop_engines(agent, config, stop)
             finally:
@@ -84,13 +89,20 @@ async def _run_until(asked: asyncio.Event, work: Coroutine[Any, Any, None]) -> N
         working.cancel()
 
 
-async def _look_after_node(node: Node, agent: NodeAgent, config: Config, lives: asyncio.TaskGroup) -> None:
+async def _look_after_node(record: NodeRecord, agent: NodeAgent, config: Config, lives: asyncio.TaskGroup) -> None:
+    """Never returns."""
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(record.follow_engines())
+        tasks.create_task(_stay_in_the_fleet(record, agent, config, lives))
+
+
+async def _stay_in_the_fleet(record: NodeRecord, agent: NodeAgent, config: Config, lives: asyncio.TaskGroup) -> None:
     """Never returns. A store that does not answer yet is waited for: adopted engines need none."""
     told = False
     while True:
         try:
             async with EtcdStore.connect(config.etcd.addresses) as store:
-                await _follow_the_fleet(store, node, agent, config, lives)
+                await _follow_the_fleet(store, record, agent, config, lives)
         except StoreUnavailable as error:
             if not told:
                 log.warning("%s Waiting for it; engines that run are left alone.", error)
@@ -99,15 +111,15 @@ async def _look_after_node(node: Node, agent: NodeAgent, config: Config, lives: 
 
 
 async def _follow_the_fleet(
-    store: EtcdStore, node: Node, agent: NodeAgent, config: Config, lives: asyncio.TaskGroup
+    store: EtcdStore, record: NodeRecord, agent: NodeAgent, config: Config, lives: asyncio.TaskGroup
 ) -> None:
     registered = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(stay_registered(store, node, config.worker.lease_seconds, registered))
+        tasks.create_task(stay_registered(store, record, config.worker.lease_seconds, registered))
         await registered.wait()  # until then another worker may have this name, and these placements
-        tasks.create_task(store.follow(keys.placement(node.name, ""), agent.changed))
+        tasks.create_task(store.follow(keys.placement(record.node.name, ""), agent.changed))
         tasks.create_task(keep_converging(lambda: agent.converge(store, lives), agent.changed))
-        print(f"deepinfer worker {node.name}: ready", flush=True)
+        print(f"deepinfer worker {record.node.name}: ready", flush=True)
 
 
 async def _stop_engines(agent: NodeAgent, config: Config, stop: StopRequest) -> None:
@@ -120,13 +132,13 @@ async def _stop_engines(agent: NodeAgent, config: Config, stop: StopRequest) -> 
         log.warning("the engines are stopped, but that could not be told: %s", error)
 
 
-def _node(name: str, state: StateFolder, logs_endpoint: str) -> Node:
+def _node(name: str, state: StateFolder, logs_endpoint: str, engines: EnginesHere) -> Node:
     return Node(
         name=name,
         instance=state.instance,
         agent_endpoint=logs_endpoint,
-        devices=devices_of_this_node(os.environ),
-        engines=engines_of_this_node(),
+        devices=engines.devices,
+        engines=installed_engines(engines.engines),
         version=version("deepinfer"),
     )
 

@@ -16,10 +16,11 @@ from pathlib import Path
 from deepinfer.agent.launcher import NativeLauncher, is_placement_id
 from deepinfer.agent.plan import Forget, Situation, Start, Stop, Wait, Wanted, plan
 from deepinfer.agent.replica import Progress, Replica, Workshop
+from deepinfer.engine_environments.environment import Environment
 from deepinfer.fleet import keys
 from deepinfer.fleet.config import WorkerConfig
 from deepinfer.fleet.errors import StoreFull, StoreUnavailable
-from deepinfer.fleet.resources import DeploymentSpec, ReplicaStatus
+from deepinfer.fleet.resources import DeploymentSpec, Placement, ReplicaStatus
 from deepinfer.fleet.snapshot import Snapshot, snapshot_of
 from deepinfer.fleet.store import EtcdStore
 
@@ -29,6 +30,7 @@ _STORE_AGAIN_SECONDS = 2.0
 log = logging.getLogger(__name__)
 
 ModelFiles = Callable[[DeploymentSpec, Progress], Awaitable[Path | None]]
+EnvironmentFor = Callable[[Placement], Environment | None]
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,18 @@ class Known:
 class NodeAgent:
     """Owns the node's replicas. `tasks` owns their lives."""
 
-    def __init__(self, node: str, config: WorkerConfig, launcher: NativeLauncher, model_files: ModelFiles) -> None:
+    def __init__(
+        self,
+        node: str,
+        config: WorkerConfig,
+        launcher: NativeLauncher,
+        model_files: ModelFiles,
+        environment_for: EnvironmentFor,
+    ) -> None:
         self.changed = asyncio.Event()
         self._node = node
         self._launcher = launcher
-        self._workshop = Workshop(node, config, launcher, model_files, self._told)
+        self._workshop = Workshop(node, config, launcher, model_files, environment_for, self._told)
         self._replicas: dict[str, Replica] = {}
         self._known: Known | None = None
         self._store_lost = False

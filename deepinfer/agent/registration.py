@@ -1,6 +1,7 @@
 """This node's key in the store, under a lease: no key means "not heard of", never "dead".
 
-A lost lease costs the key and nothing else: engines are left alone and a new lease is taken.
+A lost lease costs the key and nothing else: engines are left alone and a new lease is taken. When the node offers
+something else, its key is written anew.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from deepinfer.agent.node_record import NodeRecord
 from deepinfer.fleet import keys
 from deepinfer.fleet.errors import DeepinferError, LeaseLost, StoreConflict, StoreFull, StoreUnavailable
 from deepinfer.fleet.resources import Node
@@ -22,14 +24,17 @@ class NodeNameTaken(DeepinferError):
     """Another worker has this name; give this one another name."""
 
 
-async def stay_registered(store: EtcdStore, node: Node, lease_seconds: int, registered: asyncio.Event) -> None:
-    """Keep the node's key there, for ever. Raises `NodeNameTaken` if another worker holds it."""
+async def stay_registered(store: EtcdStore, record: NodeRecord, lease_seconds: int, registered: asyncio.Event) -> None:
+    """Keep the node's key there and true, for ever. Raises `NodeNameTaken` if another worker holds it."""
     while True:
+        node = record.node
         try:
             async with store.lease(lease_seconds) as lease:
-                await _claim(store, node, lease)
-                registered.set()
-                await lease.lost.wait()
+                while not lease.lost.is_set():
+                    record.changed.clear()
+                    await _claim(store, record.node, lease)
+                    registered.set()
+                    await _first_of(lease.lost, record.changed)
             log.warning("the lease of node %s is lost; its engines keep running, registering again", node.name)
         except StoreConflict:
             continue  # somebody wrote the key meanwhile: look whose it is
@@ -49,3 +54,12 @@ async def _claim(store: EtcdStore, node: Node, lease: Lease) -> None:
                 "one another name, or stop that one and wait until its lease has run out."
             )
     await store.commit({key: node.to_json()}, if_unchanged=reading, lease=lease)
+
+
+async def _first_of(*events: asyncio.Event) -> None:
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()

@@ -22,6 +22,7 @@ from deepinfer.agent.engine_watch import NotThisEngine, Sight, sights
 from deepinfer.agent.launcher import NativeLauncher
 from deepinfer.agent.plan import Seen, Stage
 from deepinfer.agent.restarts import Restarts
+from deepinfer.engine_environments.environment import Environment
 from deepinfer.engine_shim.client import EngineClient
 from deepinfer.fleet.config import WorkerConfig
 from deepinfer.fleet.errors import DeepinferError, EngineFailed, EngineWillNotStart
@@ -43,6 +44,7 @@ class Workshop:
     config: WorkerConfig
     launcher: NativeLauncher
     model_files: Callable[[DeploymentSpec, Progress], Awaitable[Path | None]]
+    environment_for: Callable[[Placement], Environment | None]  # of its engine; None: deepinfer's own
     tell: Callable[[bool], None]  # something changed; True: it matters at once, False: a progress message
 
 
@@ -148,10 +150,11 @@ class Replica:
         spec = placement.spec
         if spec.backend is not Backend.NATIVE:
             raise EngineWillNotStart(f'backend "{spec.backend}" is not built yet; use "backend": "native".')
+        environment = self._workshop.environment_for(placement)
         model = await self._workshop.model_files(spec, lambda text: self._publish(message=text))
         if self._started_before:
             self._restarts = self._restarts.after_start()
-        process = self._workshop.launcher.start(placement, model)
+        process = self._workshop.launcher.start(placement, model, environment)
         self._stage, self._started_before = Stage.RUNNING, True
         log.info("started %s (epoch %d) as process %d", self.id, self._epoch, process.pid)
         self._publish(phase=Phase.STARTING, message="", pid=process.pid)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import psutil
 
-from deepinfer.agent.durable_file import write_durably
 from deepinfer.agent.engine_process import mark_of
+from deepinfer.fleet.durable_file import write_durably
 from deepinfer.fleet.errors import DeepinferError
 
 _INSTANCE = re.compile(r"[0-9a-f]{16}")

@@ -11,6 +11,7 @@ import typer
 
 from deepinfer.cli.chat import chat
 from deepinfer.cli.deployments import apply, delete, deploy
+from deepinfer.cli.engines import engine
 from deepinfer.cli.failures import CommandError
 from deepinfer.cli.looking import describe, get, logs
 from deepinfer.cli.processes import serve, worker
@@ -47,6 +48,7 @@ def version() -> None:
 
 for command in (up, serve, worker, deploy, apply, get, describe, logs, delete, chat, version):
     app.command()(command)
+app.add_typer(engine, name="engine")
 
 
 def main() -> None:

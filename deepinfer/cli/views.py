@@ -80,10 +80,15 @@ def node_row(view: View) -> list[str]:
         view["name"],
         alive,
         devices or "-",
-        ",".join(view["engines"]) or "-",
+        ", ".join(map(_engine, view["engines"])) or "-",
         str(len(view["replicas"])),
         view["version"],
     ]
+
+
+def _engine(view: View) -> str:
+    """deepinfer's own have its version, which the table shows anyway."""
+    return view["kind"] if view["accelerator"] == "any" else f"{view['kind']} {view['version']} {view['accelerator']}"
 
 
 def size(count: int | None) -> str:

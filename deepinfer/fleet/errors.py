@@ -15,6 +15,7 @@ DeepinferError
 ├── NoReadyReplica        deployed, but nothing is ready
 ├── EngineFailed          the engine broke before it answered
 ├── EngineWillNotStart    the engine refused its spec; trying again will not help
+├── EngineNotInstalled    it can be started once it is installed on that node
 └── ModelUnavailable      a model's files cannot be had on this node
 """
 
@@ -88,6 +89,10 @@ class EngineFailed(DeepinferError):
 
 class EngineWillNotStart(DeepinferError):
     """The engine refused this deployment; trying again will not help."""
+
+
+class EngineNotInstalled(DeepinferError):
+    """The engine is not installed on this node; `deepinfer engine install` does that."""
 
 
 class ModelUnavailable(DeepinferError):

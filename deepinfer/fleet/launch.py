@@ -27,8 +27,8 @@ class EngineLaunch(Resource):
     model_path: Path | None = None  # None only for engines that need no weights (sim without a tokenizer)
     device: str
     dtype: str = "auto"
-    max_model_len: int | None = None
     quantization: str | None = None
+    max_model_len: int | None = None
     gpu_memory_utilization: float = 0.9
     tensor_parallel_size: int | None = None
     stall_seconds: float = 10.0  # with work in hand and none done; 0: such an engine is left alone

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 
 NAME = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$"
 Name = Annotated[str, StringConstraints(pattern=NAME)]
+Version = Annotated[str, StringConstraints(pattern=r"^\d{1,6}(\.\d{1,6}){0,4}[A-Za-z0-9.+-]{0,32}$")]
 EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
 _SECRET = re.compile(r"(TOKEN(?!IZERS)|SECRET|PASSW|CREDENTIAL|API_?KEY|PRIVATE_?KEY)", re.IGNORECASE)
 
@@ -70,6 +71,7 @@ class DeploymentSpec(Resource):
 
     model: Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$")]
     engine: EngineKind = EngineKind.VLLM
+    engine_version: Version | None = None  # None: the newest installed one that fits
     backend: Backend = Backend.NATIVE
     docker_image: str | None = None
     model_path: str | None = None
@@ -78,6 +80,7 @@ class DeploymentSpec(Resource):
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     replicas: int = Field(default=1, ge=0, le=1024)
     dtype: Annotated[str, StringConstraints(pattern=r"^(auto|float32|float16|bfloat16)$")] = "auto"
+    quantization: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] | None = None
     max_model_len: int | None = Field(default=None, ge=16, le=100_000_000)
     engine_args: dict[str, Any] = Field(default_factory=dict)
     env: dict[EnvName, str] = Field(default_factory=dict)
@@ -121,6 +124,18 @@ class Device(Resource):
     kind: str  # "cpu", "cuda"
     name: str
     memory_bytes: int
+    compute_capability: str | None = None  # of CUDA devices, such as "8.9"
+
+
+ANY_ACCELERATOR = "any"
+
+
+class InstalledEngine(Resource):
+    """An engine that can be started on a node."""
+
+    kind: EngineKind
+    version: str
+    accelerator: str  # the kind of device it was built for: "cpu", "cuda", or "any"
 
 
 class Node(Resource):
@@ -130,7 +145,7 @@ class Node(Resource):
     instance: str  # of the agent's state folder: tells a restarted agent from a second one with the same name
     agent_endpoint: str  # host:port of its gRPC service (logs)
     devices: tuple[Device, ...]
-    engines: tuple[EngineKind, ...]  # that can be started here
+    engines: tuple[InstalledEngine, ...]  # that can be started here
     version: str
 
 

@@ -17,10 +17,10 @@ from deepinfer.control_plane.gateway.server import listening
 from deepinfer.control_plane.management.app import management_app
 from deepinfer.fleet import keys
 from deepinfer.fleet.errors import StoreUnavailable
-from deepinfer.fleet.resources import Deployment, Device, EngineKind, Node, Phase, ReplicaStatus
+from deepinfer.fleet.resources import Deployment, Device, Node, Phase, ReplicaStatus
 from deepinfer.fleet.store import EtcdStore
 from tests.etcd_process import EtcdProcess
-from tests.fleet_values import placement
+from tests.fleet_values import installed, placement
 
 SIM = {"model": "org/model", "engine": "sim", "name": "chat"}
 
@@ -239,7 +239,7 @@ def references_in(part: Any) -> list[str]:
 
 def node(name: str, agent_endpoint: str) -> Node:
     cpu = Device(id="cpu", kind="cpu", name="CPU", memory_bytes=1)
-    engines = (EngineKind.SIM,)
+    engines = (installed(),)
     return Node(name=name, instance="i", agent_endpoint=agent_endpoint, devices=(cpu,), engines=engines, version="0")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,6 +16,7 @@ import pytest
 from deepinfer.agent.engine_log import last_useful_line, log_path
 from deepinfer.agent.engine_process import EngineProcess, engine_processes
 from deepinfer.agent.launcher import NativeLauncher
+from deepinfer.engine_environments.environment import Environment
 from deepinfer.fleet.launch import EngineLaunch
 from tests.fleet import eventually
 from tests.fleet_values import placement
@@ -134,3 +136,47 @@ async def test_an_engine_gets_its_launch_file_and_no_secrets(launcher: NativeLau
     assert launch.served_names == ("chat", "org/model")
     assert launch.model_path == Path("/models/m")
     assert launch.socket == process.socket
+    assert launch.log == log_path(process.folder)
+
+
+@pytest.mark.parametrize(
+    ("devices", "visible"),
+    [(("cuda:1", "cuda:0"), "1,0"), (("cuda:2",), "2"), (("cpu",), ""), (("cpu", "cuda:3"), "3")],
+)
+async def test_an_engine_sees_its_devices_and_no_others(
+    launcher: NativeLauncher, devices: tuple[str, ...], visible: str
+) -> None:
+    """Whatever the worker itself sees, and whatever the deployment says."""
+    worker_sees = {**launcher.environment, "CUDA_VISIBLE_DEVICES": "0,1,2,3", "CUDA_DEVICE_ORDER": "FASTEST_FIRST"}
+    spec = placement().spec.model_copy(update={"env": {"CUDA_VISIBLE_DEVICES": "7"}, "device": "0,1"})
+    wanted = placement().model_copy(update={"devices": devices, "spec": spec})
+    process = with_shim(replace(launcher, environment=worker_sees), SLEEPS).start(wanted, None)
+    eventually(lambda: "up" in printed(process))
+    environment = psutil.Process(process.pid).environ()
+    launch = EngineLaunch.model_validate_json((process.folder / "launch.json").read_bytes())
+    await process.kill()
+    assert (environment["CUDA_VISIBLE_DEVICES"], environment["CUDA_DEVICE_ORDER"]) == (visible, "PCI_BUS_ID")
+    assert launch.tensor_parallel_size == 2
+
+
+async def test_an_engine_runs_in_its_own_environment_with_our_package_and_nothing_else_of_ours(
+    launcher: NativeLauncher, vllm_engine: Environment
+) -> None:
+    launcher = replace(launcher, environment={**launcher.environment, "PYTHONPATH": "/a/users/own"})
+    process = launcher.start(placement(), Path("/no/such/model"), vllm_engine)
+    command = eventually(lambda: psutil.Process(process.pid).cmdline())  # empty while it becomes the program
+    environment = psutil.Process(process.pid).environ()
+    await process.kill()
+    assert command[:1] == [str(vllm_engine.interpreter)]
+    package = process.folder / "package"
+    assert environment["PYTHONPATH"] == f"{package}{os.pathsep}/a/users/own"
+    assert [entry.name for entry in package.iterdir()] == ["deepinfer"]
+    told = said_by(vllm_engine.interpreter, environment)
+    assert told == f"{package / 'deepinfer' / 'engine_shim' / 'main.py'} None\n"
+
+
+def said_by(interpreter: Path, environment: dict[str, str]) -> str:
+    """Where our package comes from, and whether what is installed beside ours can be imported too."""
+    code = "import deepinfer.engine_shim.main as m, importlib.util as i; print(m.__file__, i.find_spec('pytest'))"
+    command = [str(interpreter), "-P", "-c", code]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120).stdout

@@ -15,6 +15,7 @@ from deepinfer.fleet.leadership import Leadership, lead
 from deepinfer.fleet.resources import Deployment, DeploymentSpec, Device, EngineKind, Intent, Node, Phase, ReplicaStatus
 from deepinfer.fleet.snapshot import Snapshot, snapshot_of
 from deepinfer.fleet.store import EtcdStore
+from tests.fleet_values import installed
 
 
 def deployment(replicas: int = 1, generation: int = 1) -> Deployment:
@@ -24,7 +25,7 @@ def deployment(replicas: int = 1, generation: int = 1) -> Deployment:
 
 def node(name: str = "a") -> Node:
     cpu = Device(id="cpu", kind="cpu", name="CPU", memory_bytes=1)
-    engines = (EngineKind.SIM,)
+    engines = (installed(),)
     return Node(name=name, instance="i", agent_endpoint="127.0.0.1:1", devices=(cpu,), engines=engines, version="0")
 
 

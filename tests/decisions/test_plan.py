@@ -16,7 +16,6 @@ from deepinfer.fleet.resources import (
     Deployment,
     DeploymentSpec,
     Device,
-    EngineKind,
     Intent,
     Node,
     Phase,
@@ -24,6 +23,7 @@ from deepinfer.fleet.resources import (
     ReplicaStatus,
 )
 from deepinfer.fleet.snapshot import Snapshot
+from tests.fleet_values import installed
 
 
 def node(name: str, cuda: int = 0, engines: tuple[str, ...] = ("sim", "layer-shard"), cpu: bool = True) -> Node:
@@ -34,7 +34,7 @@ def node(name: str, cuda: int = 0, engines: tuple[str, ...] = ("sim", "layer-sha
         instance="i",
         agent_endpoint="127.0.0.1:1",
         devices=tuple(devices),
-        engines=tuple(EngineKind(engine) for engine in engines),
+        engines=tuple(installed(engine) for engine in engines),
         version="0",
     )
 

@@ -8,6 +8,7 @@ import pytest
 
 from deepinfer.control_plane.management.admission import admitted, amended, default_name
 from deepinfer.fleet.errors import InvalidRequest, NotBuiltYet
+from deepinfer.fleet.parallelism import devices_needed, tensor_parallel_size
 from deepinfer.fleet.resources import DeploymentSpec, EngineKind
 
 SIM = {"model": "m", "engine": "sim"}
@@ -47,8 +48,16 @@ def test_a_whole_body_becomes_a_name_and_a_spec() -> None:
         ({"replicas": "2"}, "replicas", 'whole number from 0 to 1024, not "2"'),
         ({"replicas": True}, "replicas", "not true"),
         ({"replicas": 1.5}, "replicas", "not 1.5"),
-        ({"engine": "lama"}, "engine", '"layer-shard" or "sim", not "lama"'),
-        ({"device": "gpu"}, "device", '"auto", "cpu", or a CUDA device'),
+        (
+            {"engine_version": "newest"},
+            "engine_version",
+            'that is installed, not "newest"',
+        ),
+        ({"engine_version": "../0.1"}, "engine_version", "a version"),
+        ({"quantization": "a b"}, "quantization", "a method of vLLM's"),
+        ({"quantization": "fp8"}, "quantization", "sim has no quantization"),
+        ({"engine": "lama"}, "engine", '"vllm", "layer-shard" or "sim", not "lama"'),
+        ({"device": "gpu"}, "device", '"auto", "cpu", or CUDA devices'),
         ({"dtype": "int4"}, "dtype", '"bfloat16", not "int4"'),
         ({"gpu_memory_utilization": 0}, "gpu_memory_utilization", "above 0"),
         ({"max_model_len": 1}, "max_model_len", "from 16"),
@@ -77,11 +86,9 @@ def test_a_wrong_field_is_named_with_what_is_allowed(change: dict[str, Any], par
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"engine": "vllm"}, 'engine "vllm" is not built yet in this version; use "layer-shard" or "sim"'),
-        ({"engine": None}, 'engine "vllm" is not built yet in this version; use "layer-shard" or "sim"'),
         ({"backend": "docker", "docker_image": "x"}, 'backend "docker"'),
-        ({"tensor_parallel_size": 2}, "tensor_parallel_size above 1"),
-        ({"device": "cuda:0,cuda:1"}, "Several devices"),
+        ({"tensor_parallel_size": 2}, "sim has no tensor_parallel_size above 1 yet"),
+        ({"device": "cuda:0,cuda:1"}, "sim cannot use several devices yet"),
     ],
 )
 def test_what_is_not_built_yet_says_so(change: dict[str, Any], words: str) -> None:
@@ -104,3 +111,38 @@ def test_changes_are_checked_like_a_whole_body(change: dict[str, Any], param: st
     with pytest.raises(InvalidRequest) as refused:
         amended(spec, change, "chat")
     assert refused.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("change", "devices", "size"),
+    [
+        ({}, 1, None),
+        ({"tensor_parallel_size": 4}, 4, 4),
+        ({"device": "0,1"}, 1, 2),
+        ({"device": "cuda:2,3", "tensor_parallel_size": 2}, 2, 2),
+        ({"device": "0,1,2,3", "engine_args": {"pipeline-parallel-size": 2}}, 2, 2),
+        ({"device": "cuda:0"}, 1, None),
+        ({"engine_args": {"pipeline_parallel_size": 2, "dp": 2}}, 4, None),
+    ],
+)
+def test_vllm_takes_as_many_devices_as_it_is_given(change: dict[str, Any], devices: int, size: int | None) -> None:
+    spec = admitted({"model": "m", **change})[1]
+    assert spec.engine is EngineKind.VLLM
+    assert (devices_needed(spec), tensor_parallel_size(spec)) == (devices, size)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"device": "0,1", "tensor_parallel_size": 1}, 'device "0,1" names 2, but its parallel sizes need 1'),
+        ({"device": "0,1", "tensor_parallel_size": 3}, "names 2, but its parallel sizes need 3"),
+        ({"device": "0", "tensor_parallel_size": 2}, "names 1, but its parallel sizes need 2"),
+        ({"device": "0,1,2", "engine_args": {"pipeline_parallel_size": 2}}, "names 3, but its parallel sizes need 2"),
+        ({"device": "0,cuda:0"}, "names a device twice"),
+        ({"engine_args": {"tensor_parallel_size": 2}}, 'use the field "tensor_parallel_size"'),
+        ({"engine_args": {"port": 1}}, "the engine has no port of its own"),
+    ],
+)
+def test_contradictions_are_refused(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words):
+        admitted({"model": "m", **change})

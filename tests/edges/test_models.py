@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from deepinfer.agent.errand import run_errand
-from deepinfer.agent.exclusive import exclusive
 from deepinfer.agent.models import Models
 from deepinfer.agent.registry import CarriedByWheel, registry
 from deepinfer.agent.wheel_model import WheelModels, taken_out
+from deepinfer.fleet.errand import run_errand
 from deepinfer.fleet.errors import ModelUnavailable
+from deepinfer.fleet.exclusive import exclusive
 from deepinfer.fleet.resources import DeploymentSpec, EngineKind
 from tests.loopback_hub import COMMIT, loopback_hub
 

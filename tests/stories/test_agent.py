@@ -63,7 +63,7 @@ async def test_a_node_tells_what_it_offers(worker: Worker, store: EtcdStore) -> 
     await worker.start()
     (node,) = await until(store, lambda fleet: fleet.nodes)
     assert node.devices[0].id == "cpu" and node.devices[0].memory_bytes > 0
-    assert EngineKind.SIM in node.engines
+    assert EngineKind.SIM in [engine.kind for engine in node.engines]
 
 
 async def test_a_killed_engine_comes_back_and_a_killed_agent_finds_it_again(worker: Worker, store: EtcdStore) -> None:

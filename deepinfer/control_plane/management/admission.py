@@ -14,22 +14,26 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from deepinfer.engine_environments.flags import check_reserved
 from deepinfer.engine_shim.engine_args import check_engine_args
 from deepinfer.fleet.errors import InvalidRequest, NotBuiltYet
+from deepinfer.fleet.parallelism import contradiction
 from deepinfer.fleet.resources import Backend, DeploymentSpec, EngineKind, Name
 
 ALLOWED = {
     "name": "at most 63 lower-case letters, digits, '.', '_' or '-', with a letter or digit at both ends",
     "model": "a model's name, such as smollm2 or Qwen/Qwen3-0.6B: letters, digits and . _ / : -",
-    "engine": '"layer-shard" or "sim"',
+    "engine": '"vllm", "layer-shard" or "sim"',
+    "engine_version": "a version such as 0.32.0, of an engine that is installed",
     "backend": '"native"',
     "docker_image": "a string",
     "model_path": "an absolute path on the node, without '..'",
-    "device": '"auto", "cpu", or a CUDA device such as "cuda:0"',
+    "device": '"auto", "cpu", or CUDA devices such as "cuda:0" or "0,1"',
     "tensor_parallel_size": "a whole number of devices, 1 or more",
     "gpu_memory_utilization": "a number above 0 and at most 1",
     "replicas": "a whole number from 0 to 1024",
     "dtype": '"auto", "float32", "float16" or "bfloat16"',
+    "quantization": 'the name of a method of vLLM\'s, such as "fp8" or "awq"',
     "max_model_len": "a whole number of tokens from 16 to 100000000",
     "engine_args": "an object of the engine's own options",
     "env": "an object of environment variables: names of letters, digits and _, and strings",
@@ -80,7 +84,9 @@ def _spec(fields: Mapping[str, Any]) -> DeploymentSpec:
     except ValidationError as error:
         raise _refused(error.errors()[0]) from error
     _refuse_what_is_not_built(spec)
+    _refuse_contradictions(spec)
     check_engine_args(spec.engine, spec.engine_args)
+    check_reserved(spec.engine, spec.engine_args)
     return spec
 
 
@@ -88,11 +94,18 @@ def _refuse_what_is_not_built(spec: DeploymentSpec) -> None:
     if spec.backend is Backend.DOCKER:
         raise NotBuiltYet('backend "docker" is not built yet in this version; use "native".')
     if spec.engine is EngineKind.VLLM:
-        raise NotBuiltYet('engine "vllm" is not built yet in this version; use "layer-shard" or "sim".')
+        return
     if (spec.tensor_parallel_size or 1) > 1:
-        raise NotBuiltYet("tensor_parallel_size above 1 is not built yet in this version; leave it out.")
+        raise NotBuiltYet(f"{spec.engine} has no tensor_parallel_size above 1 yet; leave it out, or use vllm.")
     if "," in spec.device:
-        raise NotBuiltYet('Several devices for a replica are not built yet in this version; name one, as in "cuda:0".')
+        raise NotBuiltYet(f'{spec.engine} cannot use several devices yet; name one, as in "cuda:0", or use vllm.')
+
+
+def _refuse_contradictions(spec: DeploymentSpec) -> None:
+    if reason := contradiction(spec):
+        raise InvalidRequest(f"{reason}.", param="device")
+    if spec.quantization is not None and spec.engine is not EngineKind.VLLM:
+        raise InvalidRequest(f"{spec.engine} has no quantization; leave it out, or use vllm.", param="quantization")
 
 
 def _refused(wrong: ErrorDetails) -> InvalidRequest:

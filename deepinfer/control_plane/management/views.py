@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from deepinfer.fleet.resources import DeploymentSpec, Device, EngineKind, Intent, Phase
+from deepinfer.fleet.resources import DeploymentSpec, Device, InstalledEngine, Intent, Phase
 
 DeploymentPhase = Literal["ready", "progressing", "refused", "failed", "draining", "stopped"]
 
@@ -71,7 +71,7 @@ class NodeView(View):
     name: str
     alive: bool
     devices: tuple[Device, ...] = ()
-    engines: tuple[EngineKind, ...] = ()
+    engines: tuple[InstalledEngine, ...] = ()
     version: str = ""
     agent_endpoint: str = ""
     replicas: tuple[str, ...]

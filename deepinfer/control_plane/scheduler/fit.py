@@ -1,10 +1,17 @@
-"""Whether a node can take a replica, and on which devices. Pure; a refusal is a sentence a person can act on."""
+"""Whether a node can take a replica, and on which devices. Pure; a refusal is a sentence a person can act on.
+
+What an engine cannot do is packaged data (`engine_environments.compatibility`): the same wherever and whenever it is
+read.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from deepinfer.engine_environments.choice import NoEngine, chosen_engine, newest_first, not_installed
+from deepinfer.engine_environments.compatibility import lines
+from deepinfer.fleet.parallelism import devices_needed, named_devices
 from deepinfer.fleet.resources import DeploymentSpec, Node
 
 CPU = ("cpu",)
@@ -24,24 +31,24 @@ def same_engine(one: DeploymentSpec, other: DeploymentSpec) -> bool:
 
 def devices_for(spec: DeploymentSpec, node: Node, taken: Mapping[str, str]) -> tuple[str, ...] | NoFit:
     """The devices a new replica gets on `node`. `taken` maps its exclusive devices to the placements that hold them."""
-    if missing := _missing_engine(spec, node):
-        return missing
-    if spec.device == "cpu":
-        return CPU if _has_cpu(node) else NoFit("offers no cpu device")
+    if not newest_first(spec, node.engines):
+        wanted = "cuda" if spec.device != "cpu" and _cuda(node) else "cpu"
+        return NoFit(not_installed(spec, node.engines, wanted))
     if spec.device == "auto":
         return _free_devices(spec, node, taken)
-    return _exactly(_named(spec.device), node, taken)
+    wanted_devices = CPU if spec.device == "cpu" else named_devices(spec)
+    return _exactly(wanted_devices, node, taken) or _refused_on(wanted_devices, spec, node) or wanted_devices
 
 
 def still_fits(spec: DeploymentSpec, node: Node, devices: tuple[str, ...]) -> bool:
     """Whether a replica that holds `devices` of `node` may stay on them with this spec."""
-    if _missing_engine(spec, node) or not set(devices) <= {device.id for device in node.devices}:
+    if not set(devices) <= {device.id for device in node.devices} or _refused_on(devices, spec, node):
         return False
     if spec.device == "cpu":
         return devices == CPU
     if spec.device == "auto":
-        return len(devices) == _count(spec)
-    return devices == _named(spec.device)
+        return len(devices) == devices_needed(spec)
+    return devices == named_devices(spec)
 
 
 def exclusive(devices: tuple[str, ...]) -> Iterator[str]:
@@ -49,40 +56,47 @@ def exclusive(devices: tuple[str, ...]) -> Iterator[str]:
     return (device for device in devices if device not in CPU)
 
 
-def _missing_engine(spec: DeploymentSpec, node: Node) -> NoFit | None:
-    if spec.engine in node.engines:
-        return None
-    installed = ", ".join(node.engines) or "none"
-    return NoFit(f'engine "{spec.engine}" is not installed there (installed: {installed})')
-
-
 def _free_devices(spec: DeploymentSpec, node: Node, taken: Mapping[str, str]) -> tuple[str, ...] | NoFit:
-    cuda = [device.id for device in node.devices if device.kind == "cuda"]
+    """Accelerators before the cpu. One engine runs the replica, so all its devices must suit the same one."""
+    needed, cuda = devices_needed(spec), _cuda(node)
     free = [device for device in cuda if device not in taken]
-    if len(free) >= _count(spec):
-        return tuple(free[: _count(spec)])
-    if _count(spec) == 1 and _has_cpu(node):
+    for engine in newest_first(spec, node.engines):
+        only = node.model_copy(update={"engines": (engine,)})
+        fitting = [device for device in free if not _refused_on((device,), spec, only)]
+        if len(fitting) >= needed:
+            return tuple(fitting[:needed])
+    on_cpu = _refused_on(CPU, spec, node) if needed == 1 and _has_cpu(node) else NoFit("")
+    if on_cpu is None:
         return CPU
-    holders = "".join(f"; {device} is taken by {taken[device]}" for device in cuda if device in taken)
-    return NoFit(f"has {len(free)} free CUDA devices of the {_count(spec)} needed{holders}")
+    reasons = [verdict.reason for device in free if (verdict := _refused_on((device,), spec, node))]
+    if len(free) < needed and (cuda or not on_cpu.reason):
+        holders = "".join(f"; {device} is taken by {taken[device]}" for device in cuda if device in taken)
+        reasons.insert(0, f"has {len(free)} free CUDA devices of the {needed} needed{holders}")
+    return NoFit("; ".join(dict.fromkeys(filter(None, [*reasons, on_cpu.reason]))))
 
 
-def _exactly(wanted: tuple[str, ...], node: Node, taken: Mapping[str, str]) -> tuple[str, ...] | NoFit:
+def _refused_on(devices: tuple[str, ...], spec: DeploymentSpec, node: Node) -> NoFit | None:
+    """Why no engine of the node runs it on these."""
+    known = [device for device in node.devices if device.id in devices]
+    chosen = chosen_engine(spec, node.engines, known, lines())
+    return NoFit(chosen.reason) if isinstance(chosen, NoEngine) else None
+
+
+def _exactly(wanted: tuple[str, ...], node: Node, taken: Mapping[str, str]) -> NoFit | None:
+    """Why the node cannot give just these."""
     offered = [device.id for device in node.devices]
     for device in wanted:
+        if device not in offered and device in CPU:
+            return NoFit("offers no cpu device")
         if device not in offered:
             return NoFit(f"has no device {device} (it has {', '.join(offered) or 'none'})")
         if device in taken:
             return NoFit(f"device {device} is taken by {taken[device]}")
-    return wanted
+    return None
 
 
-def _named(device: str) -> tuple[str, ...]:
-    return tuple(f"cuda:{int(part.removeprefix('cuda:'))}" for part in device.split(","))
-
-
-def _count(spec: DeploymentSpec) -> int:
-    return spec.tensor_parallel_size or 1
+def _cuda(node: Node) -> list[str]:
+    return [device.id for device in node.devices if device.kind == "cuda"]
 
 
 def _has_cpu(node: Node) -> bool:

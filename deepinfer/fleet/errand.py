@@ -1,7 +1,7 @@
 """A child process that does one long thing and tells how far it is, line by line.
 
-What is heavy or blocks (a hub client, pip, a conversion with torch) runs this way: the agent stays small, and giving up
-is killing the child's session.
+What is heavy or blocks (a hub client, pip, a conversion with torch) runs this way: who asked for it stays small, and
+giving up is killing the child's session.
 """
 
 from __future__ import annotations
@@ -35,11 +35,20 @@ async def run_errand(
     kept_open: Sequence[int] = (),
 ) -> Done:
     """Run `python -m module …`; every line it prints goes to `on_line`. It inherits `kept_open`, say a lock."""
+    command = [sys.executable, "-m", module, *arguments]
+    return await run_command(command, environment=environment, on_line=on_line, kept_open=kept_open)
+
+
+async def run_command(
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    on_line: Callable[[str], None],
+    kept_open: Sequence[int] = (),
+) -> Done:
+    """The same for any program."""
     child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        module,
-        *arguments,
+        *command,
         env=dict(environment),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,

@@ -1,0 +1,42 @@
+"""Which of this node's engines runs a placement: asked before every start, of what is installed at that moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from deepinfer.engine_environments.choice import NoEngine, chosen_engine
+from deepinfer.engine_environments.compatibility import lines
+from deepinfer.engine_environments.environment import Environment, environment_at, name_of
+from deepinfer.engine_environments.flags import check_flags
+from deepinfer.engine_environments.installed import installed_engines
+from deepinfer.fleet.errors import EngineNotInstalled, EngineWillNotStart, InvalidRequest
+from deepinfer.fleet.resources import ANY_ACCELERATOR, Device, Placement
+
+
+@dataclass(frozen=True)
+class EnginesHere:
+    """The environments below `engines`, for the devices of this node."""
+
+    engines: Path
+    devices: tuple[Device, ...]
+
+    def environment_for(self, placement: Placement) -> Environment | None:
+        """None: it runs in deepinfer's own. Raises `EngineNotInstalled`, or `EngineWillNotStart` for a spec that the
+        engine cannot or does not want to follow."""
+        spec = placement.spec
+        devices = [device for device in self.devices if device.id in placement.devices]
+        chosen = chosen_engine(spec, installed_engines(self.engines), devices, lines())
+        if isinstance(chosen, NoEngine):
+            problem = EngineWillNotStart if chosen.refused_by_rule else EngineNotInstalled
+            raise problem(f"{placement.node} {chosen.reason}" if chosen.refused_by_rule else f"{chosen.reason}.")
+        if chosen.accelerator == ANY_ACCELERATOR:
+            return None
+        environment = environment_at(self.engines / name_of(chosen))
+        if environment is None:
+            raise EngineNotInstalled(f"{name_of(chosen)} has just been removed from this node.")
+        try:
+            check_flags(spec.engine_args, environment.flags())
+        except InvalidRequest as error:
+            raise EngineWillNotStart(str(error)) from error
+        return environment

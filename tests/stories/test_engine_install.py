@@ -1,0 +1,79 @@
+"""A node without the engine says so; once it is installed, the deployment that waited starts by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deepinfer.engine_environments.environment import Environment
+from tests.fleet import Fleet, eventually
+
+
+@pytest.fixture
+def engines(tmp_path: Path) -> Path:
+    """Nothing is installed here."""
+    return tmp_path / "fresh-engines"
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, engines: Path) -> Iterator[Fleet]:
+    fleet = Fleet(tmp_path, engines)
+    try:
+        fleet.start_serve()
+        fleet.start_worker()
+        yield fleet
+    finally:
+        fleet.close()
+
+
+def test_a_waiting_deployment_starts_once_its_engine_is_installed(
+    fresh: Fleet, engines: Path, vllm_engine: Environment
+) -> None:
+    fresh.deploy(model="smollm2", engine="vllm", device="cpu", max_model_len=2048)
+    refused = refusal_of(fresh, "smollm2")
+    assert 'engine "vllm" is not installed there; run `deepinfer engine install vllm --cpu` on that node' in refused
+    assert offered(fresh) == []
+
+    (engines / vllm_engine.name).symlink_to(vllm_engine.folder)  # what an installation ends with
+    (replica,) = eventually(lambda: fresh.replicas("smollm2"))
+    assert (replica["node"], replica["devices"]) == ("node-1", ["cpu"])
+    assert offered(fresh) == [vllm_engine.record.engine.model_dump()]
+    shim_started = fresh.home / "deepinfer" / "nodes" / "node-1" / "engines" / replica["id"] / "log"
+    eventually(shim_started.exists, 60)
+
+    (engines / vllm_engine.name).unlink()
+    eventually(lambda: not offered(fresh))
+    fresh.delete("smollm2")
+
+
+def test_an_argument_that_vllm_does_not_have_is_refused_before_anything_starts(
+    fresh: Fleet, engines: Path, vllm_engine: Environment
+) -> None:
+    engines.mkdir(exist_ok=True)
+    (engines / vllm_engine.name).symlink_to(vllm_engine.folder)
+    fresh.deploy(model="smollm2", engine="vllm", device="cpu", engine_args={"max_num_seq": 8})
+    failed = eventually(lambda: status_in(fresh, "smollm2", "failed"), 60)
+    version = vllm_engine.record.engine.version
+    assert f"vLLM {version} has no argument max_num_seq; did you mean max_num_seqs?" in failed["message"]
+    (replica,) = fresh.replicas("smollm2")
+    assert (replica["pid"], replica["restarts"]) == (None, 0)
+    fresh.delete("smollm2")
+
+
+def refusal_of(fleet: Fleet, name: str) -> str:
+    refusals = eventually(lambda: fleet.get(f"/v1/deployments/{name}")["refusals"])
+    return str(refusals["node-1"])
+
+
+def status_in(fleet: Fleet, name: str, phase: str) -> dict[str, Any]:
+    status: dict[str, Any] = fleet.get(f"/v1/deployments/{name}")["status"]
+    return status if status["phase"] == phase else {}
+
+
+def offered(fleet: Fleet) -> list[dict[str, Any]]:
+    """The engines with an environment that the node tells of."""
+    (node,) = fleet.get("/v1/nodes")
+    return [engine for engine in node["engines"] if engine["accelerator"] != "any"]
