@@ -19,6 +19,8 @@ from pathlib import Path
 
 import psutil
 
+from deepinfer.agent.shared_memory import remove_unused, segments_of
+
 MARK = "DEEPINFER_PLACEMENT"
 KILL_AFTER_SECONDS = 10.0
 _LOOK_AGAIN_SECONDS = 0.5  # where the kernel cannot tell that a process ended (macOS)
@@ -73,12 +75,15 @@ class EngineProcess:
             await self.kill()
 
     async def kill(self) -> None:
-        """SIGKILL to all of it; returns when every process is verified gone."""
-        while self.members():
+        """SIGKILL to all of it; returns when every process is verified gone, and the memory they shared."""
+        segments: set[Path] = set()
+        while members := self.members():
+            segments |= segments_of(process.pid for process in members)
             self._signal(signal.SIGKILL)
             with suppress(TimeoutError):
                 async with asyncio.timeout(1):  # one may have been forked meanwhile: signal again
                     await self._gone()
+        await asyncio.to_thread(remove_unused, segments)
 
     def members(self) -> list[psutil.Process]:
         """Everything alive of this engine, orphans and strays that left its session included."""

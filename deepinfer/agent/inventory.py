@@ -5,17 +5,16 @@ Heavy libraries are looked for, never imported: the agent stays small.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import logging
 import platform
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from deepinfer.agent.nvml import with_nvml
 from deepinfer.fleet.resources import Device, EngineKind
 
 _NEEDED = {
@@ -28,7 +27,8 @@ log = logging.getLogger(__name__)
 
 def devices_of_this_node(environment: Mapping[str, str]) -> tuple[Device, ...]:
     """The CPU, and every GPU that the agent's own CUDA_VISIBLE_DEVICES leaves visible."""
-    return (_cpu(), *_gpus(environment.get("CUDA_VISIBLE_DEVICES")))
+    nothing: tuple[Device, ...] = ()
+    return (_cpu(), *with_nvml(lambda nvml: _gpus(nvml, environment.get("CUDA_VISIBLE_DEVICES")), nothing))
 
 
 def engines_of_this_node() -> tuple[EngineKind, ...]:
@@ -49,27 +49,8 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _gpus(visible: str | None) -> tuple[Device, ...]:
-    try:
-        nvml = importlib.import_module("pynvml")
-    except ImportError:
-        log.debug("no GPUs looked for: nvidia-ml-py is not installed")
-        return ()
-    try:
-        with _initialised(nvml):
-            return tuple(_gpu(nvml, index) for index in range(nvml.nvmlDeviceGetCount()) if _is_visible(index, visible))
-    except nvml.NVMLError as error:
-        log.debug("no GPUs found: %s", error)
-        return ()
-
-
-@contextmanager
-def _initialised(nvml: Any) -> Iterator[None]:
-    nvml.nvmlInit()
-    try:
-        yield
-    finally:
-        nvml.nvmlShutdown()
+def _gpus(nvml: Any, visible: str | None) -> tuple[Device, ...]:
+    return tuple(_gpu(nvml, index) for index in range(nvml.nvmlDeviceGetCount()) if _is_visible(index, visible))
 
 
 def _gpu(nvml: Any, index: int) -> Device:

@@ -20,6 +20,8 @@ import psutil
 from deepinfer.agent.durable_file import write_durably
 from deepinfer.agent.engine_log import start_new_log
 from deepinfer.agent.engine_process import MARK, EngineProcess, Mark, engine_processes
+from deepinfer.agent.oom_score import offer
+from deepinfer.agent.simulated_devices import DeviceLocks
 from deepinfer.fleet.launch import EngineLaunch
 from deepinfer.fleet.resources import Placement, looks_secret
 
@@ -46,6 +48,12 @@ class NativeLauncher:
     sockets: Path
     environment: Mapping[str, str]  # the agent's own
     shim: Sequence[str] = SHIM
+    stall_seconds: float = 10.0
+
+    @property
+    def locks(self) -> DeviceLocks:
+        """Of this node's simulated devices."""
+        return DeviceLocks(self.engines.parent / "devices")
 
     def folder(self, placement_id: str) -> Path:
         return self.engines / placement_id
@@ -59,7 +67,7 @@ class NativeLauncher:
         folder, socket = self.folder(placement.id), self._socket(mark)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         launch_file = folder / "launch.json"
-        write_durably(launch_file, _launch(placement, model, socket).to_json())
+        write_durably(launch_file, self._launch(placement, model, socket).to_json())
         log_descriptor = start_new_log(folder)
         try:
             child = subprocess.Popen(
@@ -73,6 +81,7 @@ class NativeLauncher:
             )
         finally:
             os.close(log_descriptor)
+        offer(child.pid)
         return EngineProcess(mark, child.pid, psutil.Process(child.pid).create_time(), socket, folder, child)
 
     def running(self) -> list[EngineProcess]:
@@ -90,6 +99,25 @@ class NativeLauncher:
     def _socket(self, mark: Mark) -> Path:
         return self.sockets / f"{hashlib.sha256(str(mark).encode()).hexdigest()[:16]}.sock"
 
+    def _launch(self, placement: Placement, model: Path | None, socket: Path) -> EngineLaunch:
+        spec = placement.spec
+        return EngineLaunch(
+            placement=placement.id,
+            epoch=placement.epoch,
+            engine=spec.engine,
+            served_names=tuple(dict.fromkeys((placement.deployment, spec.model))),
+            model_path=model,
+            device="cuda" if any(device.startswith("cuda") for device in placement.devices) else "cpu",
+            dtype=spec.dtype,
+            max_model_len=spec.max_model_len,
+            gpu_memory_utilization=spec.gpu_memory_utilization,
+            tensor_parallel_size=spec.tensor_parallel_size,
+            stall_seconds=self.stall_seconds,
+            device_locks=self.locks.of(placement.devices),
+            engine_args=spec.engine_args,
+            socket=socket,
+        )
+
     def _environment_for(self, placement: Placement, mark: Mark) -> dict[str, str]:
         inherited = {name: value for name, value in self.environment.items() if not looks_secret(name)}
         gpus = [device.removeprefix("cuda:") for device in placement.devices if device.startswith("cuda:")]
@@ -102,24 +130,6 @@ class NativeLauncher:
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # NVML's numbering, which the inventory uses
             "PYTHONUNBUFFERED": "1",
         }
-
-
-def _launch(placement: Placement, model: Path | None, socket: Path) -> EngineLaunch:
-    spec = placement.spec
-    return EngineLaunch(
-        placement=placement.id,
-        epoch=placement.epoch,
-        engine=spec.engine,
-        served_names=tuple(dict.fromkeys((placement.deployment, spec.model))),
-        model_path=model,
-        device="cuda" if any(device.startswith("cuda") for device in placement.devices) else "cpu",
-        dtype=spec.dtype,
-        max_model_len=spec.max_model_len,
-        gpu_memory_utilization=spec.gpu_memory_utilization,
-        tensor_parallel_size=spec.tensor_parallel_size,
-        engine_args=spec.engine_args,
-        socket=socket,
-    )
 
 
 def _leads_a_session(process: psutil.Process) -> bool:

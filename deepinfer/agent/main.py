@@ -23,10 +23,12 @@ from deepinfer.agent.launcher import NativeLauncher
 from deepinfer.agent.logs_service import serving_logs
 from deepinfer.agent.models import Models
 from deepinfer.agent.node_agent import NodeAgent
+from deepinfer.agent.oom_score import spare_this_process
 from deepinfer.agent.registration import stay_registered
+from deepinfer.agent.simulated_devices import simulated_devices
 from deepinfer.agent.state_folder import StateFolder, opened_state
 from deepinfer.fleet import keys, places
-from deepinfer.fleet.config import Config, InvalidConfig, load_config
+from deepinfer.fleet.config import Config, InvalidConfig, WorkerConfig, load_config
 from deepinfer.fleet.convergence import keep_converging
 from deepinfer.fleet.entry import run_process
 from deepinfer.fleet.errors import StoreUnavailable
@@ -62,12 +64,19 @@ async def run(name: str, config: Config) -> None:
     """Until a signal ends it."""
     stop = StopRequest()
     stop.install()
+    spare_this_process()
     with opened_state(config.worker.state_dir / name) as state:
-        launcher = NativeLauncher(state.instance, state.engines, places.runtime_dir(), os.environ)
+        launcher = NativeLauncher(
+            state.instance,
+            state.engines,
+            places.runtime_dir(),
+            os.environ,
+            stall_seconds=config.worker.stall_seconds,
+        )
         models = Models(places.cache_dir() / "models", os.environ)
         agent = NodeAgent(name, config.worker, launcher, models.files)
         async with serving_logs(state.engines) as logs_endpoint, asyncio.TaskGroup() as lives:
-            node = _node(name, state, logs_endpoint)
+            node = _node(name, config.worker, state, logs_endpoint)
             try:
                 await agent.adopt(lives)
                 await _run_until(stop.asked, _look_after_node(node, agent, config, lives))
@@ -120,12 +129,12 @@ async def _stop_engines(agent: NodeAgent, config: Config, stop: StopRequest) -> 
         log.warning("the engines are stopped, but that could not be told: %s", error)
 
 
-def _node(name: str, state: StateFolder, logs_endpoint: str) -> Node:
+def _node(name: str, config: WorkerConfig, state: StateFolder, logs_endpoint: str) -> Node:
     return Node(
         name=name,
         instance=state.instance,
         agent_endpoint=logs_endpoint,
-        devices=devices_of_this_node(os.environ),
+        devices=(*devices_of_this_node(os.environ), *simulated_devices(config.simulated_devices)),
         engines=engines_of_this_node(),
         version=version("deepinfer"),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from deepinfer.fleet.resources import DeploymentSpec, Node
+from deepinfer.fleet.resources import DeploymentSpec, EngineKind, Node
 
 CPU = ("cpu",)
 
@@ -57,14 +57,15 @@ def _missing_engine(spec: DeploymentSpec, node: Node) -> NoFit | None:
 
 
 def _free_devices(spec: DeploymentSpec, node: Node, taken: Mapping[str, str]) -> tuple[str, ...] | NoFit:
-    cuda = [device.id for device in node.devices if device.kind == "cuda"]
-    free = [device for device in cuda if device not in taken]
+    kind = _accelerator(spec, node)
+    offered = [device.id for device in node.devices if device.kind == kind]
+    free = [device for device in offered if device not in taken]
     if len(free) >= _count(spec):
         return tuple(free[: _count(spec)])
     if _count(spec) == 1 and _has_cpu(node):
         return CPU
-    holders = "".join(f"; {device} is taken by {taken[device]}" for device in cuda if device in taken)
-    return NoFit(f"has {len(free)} free CUDA devices of the {_count(spec)} needed{holders}")
+    holders = "".join(f"; {device} is taken by {taken[device]}" for device in offered if device in taken)
+    return NoFit(f"has {len(free)} free {kind.upper()} devices of the {_count(spec)} needed{holders}")
 
 
 def _exactly(wanted: tuple[str, ...], node: Node, taken: Mapping[str, str]) -> tuple[str, ...] | NoFit:
@@ -77,7 +78,14 @@ def _exactly(wanted: tuple[str, ...], node: Node, taken: Mapping[str, str]) -> t
     return wanted
 
 
+def _accelerator(spec: DeploymentSpec, node: Node) -> str:
+    """A simulated engine takes simulated devices where a node has them."""
+    return "sim" if spec.engine is EngineKind.SIM and any(device.kind == "sim" for device in node.devices) else "cuda"
+
+
 def _named(device: str) -> tuple[str, ...]:
+    if device.startswith("sim:"):
+        return tuple(device.split(","))
     return tuple(f"cuda:{int(part.removeprefix('cuda:'))}" for part in device.split(","))
 
 
