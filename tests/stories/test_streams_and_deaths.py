@@ -1,4 +1,4 @@
-"""An engine dies under 16 streams: every client hears of it, the engine is replaced, and nothing of the old one is left."""
+"""An engine dies under 16 streams: every client hears of it, it is replaced, and nothing of the old one is left."""
 
 from __future__ import annotations
 
