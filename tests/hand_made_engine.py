@@ -16,7 +16,8 @@ import grpc.aio
 
 from deepinfer.engine_shim import wire
 from deepinfer.engine_shim.frames import AnswerFrame, Body, Cancel, End, EngineCall, Head, Open
-from deepinfer.engine_shim.wire import METHODS, EngineState, ShimInfo, ShimPhase
+from deepinfer.engine_shim.state_wire import EngineState, state_to_bytes
+from deepinfer.engine_shim.wire import METHODS, ShimInfo, ShimPhase
 
 Answering = Callable[[int, EngineCall], AsyncIterator[AnswerFrame | bytes]]
 """The frames of one answer; raw bytes go onto the wire as they are."""
@@ -70,7 +71,7 @@ class HandMadeEngine:
     def _service(self) -> grpc.GenericRpcHandler[Any, Any]:
         handlers = {
             "GetInfo": grpc.unary_unary_rpc_method_handler(self._info, None, wire.info_to_bytes),
-            "WatchState": grpc.unary_stream_rpc_method_handler(self._watch, None, wire.state_to_bytes),
+            "WatchState": grpc.unary_stream_rpc_method_handler(self._watch, None, state_to_bytes),
             "Call": grpc.stream_stream_rpc_method_handler(self._call, wire.call_frames_from_bytes, _to_wire),
         }
         return grpc.method_handlers_generic_handler(METHODS["Call"].split("/")[1], handlers)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from deepinfer.engine_shim.client import EngineClient
-from deepinfer.engine_shim.wire import EngineState, ShimPhase
+from deepinfer.engine_shim.state_wire import EngineState
+from deepinfer.engine_shim.wire import ShimPhase
 from deepinfer.fleet.launch import EngineLaunch
 from deepinfer.fleet.resources import EngineKind
 

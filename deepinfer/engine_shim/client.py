@@ -19,7 +19,8 @@ from deepinfer.engine_shim import wire
 from deepinfer.engine_shim.answer import Answer
 from deepinfer.engine_shim.call_stream import CallStream, reason_of
 from deepinfer.engine_shim.frames import EngineCall
-from deepinfer.engine_shim.wire import METHODS, EngineState, GenerateDelta, GenerateRequest, ShimInfo, ShimPhase
+from deepinfer.engine_shim.state_wire import EngineState, state_from_bytes
+from deepinfer.engine_shim.wire import METHODS, GenerateDelta, GenerateRequest, ShimInfo, ShimPhase
 from deepinfer.fleet.errors import EngineFailed, InvalidRequest
 
 __all__ = [
@@ -59,7 +60,7 @@ class EngineClient:
         self._call = self._channel.stream_stream(
             METHODS["Call"], wire.call_frames_to_bytes, wire.answer_frames_from_bytes
         )
-        self._watch = self._channel.unary_stream(METHODS["WatchState"], wire.nothing, wire.state_from_bytes)
+        self._watch = self._channel.unary_stream(METHODS["WatchState"], wire.nothing, state_from_bytes)
         self._drain = self._channel.unary_unary(METHODS["Drain"], wire.drain_to_bytes, wire.unfinished_from_bytes)
         self._generate = self._channel.unary_stream(METHODS["Generate"], wire.generate_to_bytes, wire.delta_from_bytes)
         self._stream: CallStream | None = None

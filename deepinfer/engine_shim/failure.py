@@ -15,8 +15,8 @@ from typing import Final
 from deepinfer.engine_shim.served_engine import ServedEngine
 from deepinfer.engine_shim.stall import Sample, Standing, Verdict, after, verdict
 from deepinfer.engine_shim.status import ShimStatus
-from deepinfer.engine_shim.text_generation import TextGenerator, TextShape
-from deepinfer.engine_shim.token_engine import SamplingParams, TokenRequest
+from deepinfer.engine_shim.token_engine import SamplingParams
+from deepinfer.engine_shim.wire import GenerateRequest
 
 _LOOK_SECONDS: Final = 0.5
 _ASK_IDLE_SECONDS: Final = 60.0
@@ -96,9 +96,8 @@ class StallWatch:
         return max(self._status.in_flight.count, load.running + load.waiting - asking, asking)
 
     def _ask(self, tasks: asyncio.TaskGroup) -> None:
-        generator = self._engine.generator
-        if generator is not None and (self._asking is None or self._asking.done()):
-            self._asking = tasks.create_task(_one_token(generator), name="one token")
+        if self._asking is None or self._asking.done():
+            self._asking = tasks.create_task(_one_token(self._engine), name="one token")
 
     @asynccontextmanager
     async def _touched(self) -> AsyncIterator[asyncio.Event]:
@@ -114,11 +113,11 @@ def _counted(requests: int) -> str:
     return f"{requests} request{'s' * (requests != 1)}"
 
 
-async def _one_token(generator: TextGenerator) -> None:
+async def _one_token(engine: ServedEngine) -> None:
     """Token 0 is in every vocabulary. What the answer is does not matter, only that the engine works."""
-    request = TokenRequest("stall-watch", (0,), SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True))
+    request = GenerateRequest("stall-watch", (0,), SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True))
     try:
-        async with aclosing(generator.generate(request, TextShape())) as deltas:
+        async with aclosing(engine.generate(request)) as deltas:
             async for _ in deltas:
                 pass
     except Exception as error:  # whatever it is, the stall is judged by the work done

@@ -1,67 +1,148 @@
 """Which KV blocks an engine holds: the authoritative set, and a numbered log of its changes.
 
-A reader takes a snapshot and then the changes after it; `boot_epoch` and `sequence` tell it when it missed one.
+Engines tell changes only and offer no snapshot, so the shim keeps the set. A reader takes a snapshot and then the
+changes after it; `boot_epoch`, `sequence` and `digest` tell it when its copy is not the set any more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+BlockKey: TypeAlias = tuple[int, int]
+"""(group, hash). Layers with unlike attention lie in groups, and each keeps and gives up its blocks on its own."""
+
+_WORD: Final = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True)
 class KvBlock:
-    """A full block. `hash` covers its tokens and, through `parent`, every token before it; 0 is the root."""
+    """A full block of one group. `hash` covers its tokens and, through `parent`, everything before it; 0 is the root.
+
+    `token_ids` is empty where the engine did not say which tokens these are; nothing is known of `parent` then.
+    """
 
     hash: int
     parent: int
     token_ids: tuple[int, ...]
+    group: int = 0
+    lora: str = ""  # the adapter it was computed with
+    extra: int = 0  # a digest of what else went into `hash` at this block (media, salt); 0: tokens alone
+
+    @property
+    def key(self) -> BlockKey:
+        return self.group, self.hash
+
+
+@dataclass(frozen=True, slots=True)
+class KvGroup:
+    """Layers that keep the same blocks.
+
+    Of a prefix they need the KV of its last `tail` tokens: one less than a sliding window, 1 for a recurrent state.
+    0: of all its tokens, which is also what a kind is taken for that nothing is known of.
+    """
+
+    index: int
+    block_size: int  # tokens
+    kind: str = "full_attention"  # the engine's word
+    tail: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class KvChange:
-    """One step of the log: blocks that came, hashes that went."""
+    """One step of the log: first everything went, if `cleared`; then `removed` went; then `stored` came."""
 
     sequence: int
     stored: tuple[KvBlock, ...] = ()
-    removed: tuple[int, ...] = ()
+    removed: tuple[BlockKey, ...] = ()
+    cleared: bool = False
+
+
+def block_digest(key: BlockKey) -> int:
+    """64 well-mixed bits (splitmix64's finalizer). A set's digest is their sum modulo 2**64, in whatever order."""
+    word = _mixed(key[1] ^ _mixed(key[0] + 0x9E3779B97F4A7C15))
+    return word or 1
+
+
+def _mixed(word: int) -> int:
+    word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9 & _WORD
+    word = (word ^ (word >> 27)) * 0x94D049BB133111EB & _WORD
+    return word ^ (word >> 31)
 
 
 class KvContents:
-    """Owned by the engine, read on the same event loop by WatchState."""
+    """Owned by the engine, read on the same event loop by WatchState.
+
+    `digest` is of the keys held, `boot_epoch` of the engine process: it changes when the engine, or what is known of
+    it, begins anew.
+    """
 
     def __init__(self, boot_epoch: int) -> None:
         self.boot_epoch = boot_epoch
         self.sequence = 0
-        self._blocks: dict[int, KvBlock] = {}
+        self.digest = 0
+        self._blocks: dict[BlockKey, KvBlock] = {}
+        self._groups: dict[int, KvGroup] = {}
         self._listeners: list[Callable[[KvChange], None]] = []
 
     def __len__(self) -> int:
         return len(self._blocks)
 
-    def __contains__(self, block_hash: int) -> bool:
-        return block_hash in self._blocks
+    def __contains__(self, key: BlockKey) -> bool:
+        return key in self._blocks
+
+    def get(self, key: BlockKey) -> KvBlock | None:
+        return self._blocks.get(key)
 
     def snapshot(self) -> tuple[KvBlock, ...]:
-        """Every block held at `sequence`, parents before children."""
+        """Every block held at `sequence`, in the order they came."""
         return tuple(self._blocks.values())
 
-    def change(self, stored: Iterable[KvBlock] = (), removed: Iterable[int] = ()) -> None:
-        """Apply one change and tell the listeners. Blocks already held and hashes not held are left out."""
-        added = tuple(b for b in stored if b.hash not in self._blocks)
-        gone = tuple(h for h in removed if h in self._blocks)
-        if not added and not gone:
-            return
-        for block_hash in gone:
-            del self._blocks[block_hash]
-        for block in added:
-            self._blocks[block.hash] = block
-        self.sequence += 1
-        told = KvChange(self.sequence, added, gone)
-        for listener in tuple(self._listeners):
-            listener(told)
+    def groups(self) -> tuple[KvGroup, ...]:
+        """Those heard of, by index."""
+        return tuple(self._groups[index] for index in sorted(self._groups))
+
+    def describe(self, group: KvGroup) -> None:
+        """Say what a group is, before its blocks are stored."""
+        self._groups[group.index] = group
+
+    def change(self, stored: Iterable[KvBlock] = (), removed: Iterable[BlockKey] = ()) -> None:
+        """Apply one change and tell the listeners. Blocks already held and keys not held are left out."""
+        gone = tuple(key for key in dict.fromkeys(removed) if self._blocks.pop(key, None) is not None)
+        added = []
+        for block in stored:
+            if block.key not in self._blocks:
+                self._blocks[block.key] = block
+                added.append(block)
+        if added or gone:
+            came = sum(block_digest(block.key) for block in added)
+            self.digest = (self.digest + came - sum(map(block_digest, gone))) & _WORD
+            self._tell(KvChange(self.sequence + 1, tuple(added), gone))
+
+    def clear(self) -> None:
+        """The engine has emptied its cache."""
+        if self._blocks:
+            self._empty()
+            self._tell(KvChange(self.sequence + 1, cleared=True))
+
+    def restart(self, boot_epoch: int) -> None:
+        """The engine began anew, or changes of it were lost: nothing that was known may be believed."""
+        self.boot_epoch = max(boot_epoch, self.boot_epoch + 1)
+        self._groups.clear()
+        self._empty()
+        self._tell(KvChange(0, cleared=True))
 
     def listen(self, listener: Callable[[KvChange], None]) -> Callable[[], None]:
         """Call `listener` at every change from now on; the answer ends it."""
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
+
+    def _empty(self) -> None:
+        self._blocks.clear()
+        self.digest = 0
+
+    def _tell(self, change: KvChange) -> None:
+        self.sequence = change.sequence
+        for listener in tuple(self._listeners):
+            listener(change)

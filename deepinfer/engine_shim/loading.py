@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from deepinfer.engine_shim.engine_args import layer_shard_args, sim_args
+from deepinfer.engine_shim.loading_thread import in_thread
 from deepinfer.engine_shim.openai_app.app import openai_app
 from deepinfer.engine_shim.served_engine import ServedEngine
 from deepinfer.engine_shim.text.byte_tokenizer import ByteTokenizer
@@ -16,12 +16,12 @@ from deepinfer.engine_shim.text.model_tokenizer import ModelTokenizer
 from deepinfer.engine_shim.text.tokenizer import Tokenizer
 from deepinfer.engine_shim.text_generation import TextGenerator
 from deepinfer.engine_shim.token_engine import TokenEngine
+from deepinfer.engine_shim.typed_generation import typed_deltas
 from deepinfer.fleet.errors import EngineWillNotStart
 from deepinfer.fleet.launch import EngineLaunch
 from deepinfer.fleet.resources import EngineKind
 
 Progress = Callable[[str], None]
-_T = TypeVar("_T")
 
 
 async def loaded(launch: EngineLaunch, progress: Progress) -> ServedEngine:
@@ -31,7 +31,8 @@ async def loaded(launch: EngineLaunch, progress: Progress) -> ServedEngine:
             return await _sim(launch, progress)
         case EngineKind.LAYER_SHARD:
             return await _layer_shard(launch, progress)
-    raise EngineWillNotStart(f"The {launch.engine} engine is not built yet; use layer-shard or sim.")
+        case EngineKind.VLLM:
+            return await _vllm(launch, progress)
 
 
 async def _sim(launch: EngineLaunch, progress: Progress) -> ServedEngine:
@@ -43,7 +44,7 @@ async def _sim(launch: EngineLaunch, progress: Progress) -> ServedEngine:
     await asyncio.sleep(args.load_seconds)
     tokenizer: Tokenizer = ByteTokenizer()
     if launch.model_path is not None:
-        tokenizer = await _in_thread(lambda: ModelTokenizer(_folder(launch)))
+        tokenizer = await in_thread(lambda: ModelTokenizer(_folder(launch)))
     core = None
     if args.core_process or args.memory_bytes or launch.device_locks:
         core = await SimCore.started(args.memory_bytes, launch.device_locks)
@@ -82,7 +83,13 @@ async def _layer_shard(launch: EngineLaunch, progress: Progress) -> ServedEngine
         )
         return LayerShardEngine.from_folder(folder, options, tell), tokenizer
 
-    return _served(*await _in_thread(load), launch)
+    return _served(*await in_thread(load), launch)
+
+
+async def _vllm(launch: EngineLaunch, progress: Progress) -> ServedEngine:
+    from deepinfer.engine_shim.engines.vllm.engine import load_vllm
+
+    return await load_vllm(launch, progress)
 
 
 def _folder(launch: EngineLaunch) -> Path:
@@ -97,36 +104,10 @@ def _served(engine: TokenEngine, tokenizer: Tokenizer, launch: EngineLaunch) -> 
     return ServedEngine(
         info=lambda: engine.info,
         app=app,
-        generator=generator,
+        generate=partial(typed_deltas, generator),
         kv=engine.kv,
         load=engine.load,
+        close=engine.close,
         work_done=engine.work_done,
         broken=engine.broken,
-        close=engine.close,
     )
-
-
-async def _in_thread(work: Callable[[], _T]) -> _T:
-    """In a thread the process need not wait for when it is told to stop (an executor's would be joined)."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[_T] = loop.create_future()
-
-    def run() -> None:
-        try:
-            result = work()
-        except BaseException as error:
-            loop.call_soon_threadsafe(_settle, done, error, None)
-        else:
-            loop.call_soon_threadsafe(_settle, done, None, result)
-
-    threading.Thread(target=run, name="loading", daemon=True).start()
-    return await done
-
-
-def _settle(done: asyncio.Future[_T], error: BaseException | None, result: _T | None) -> None:
-    if done.done():
-        return  # nobody waits any more
-    if error is not None:
-        done.set_exception(error)
-    else:
-        done.set_result(result)  # type: ignore[arg-type]

@@ -78,6 +78,11 @@ async def _serve(launch: EngineLaunch) -> None:
             status.ready(engine)
             log.info("%s is ready on %s", launch.placement, status.endpoint)
             raise EngineFailed(await why_it_failed(engine, status, launch.stall_seconds))
+        except asyncio.CancelledError:
+            await server.stop(None)  # first: a stream whose engine closes would seem to end
+            if status.engine is not None:
+                await status.engine.close()  # its processes must not outlive this one
+            raise
         except Exception as error:
             status.fail(str(error) or type(error).__name__)
             await server.stop(_LAST_WORDS_SECONDS)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
 from deepinfer.engine_shim.kv_contents import KvContents
-from deepinfer.engine_shim.text_generation import TextGenerator
 from deepinfer.engine_shim.token_engine import EngineInfo, EngineLoad
+from deepinfer.engine_shim.wire import GenerateDelta, GenerateRequest
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -23,7 +23,7 @@ class ServedEngine:
 
     info: Callable[[], EngineInfo]  # what it holds may change while it serves
     app: AsgiApp
-    generator: TextGenerator | None  # of Generate; an engine with an application of its own may have none
+    generate: Callable[[GenerateRequest], AsyncGenerator[GenerateDelta, None]]
     kv: KvContents
     load: Callable[[], EngineLoad]
     work_done: Callable[[], int]  # grows with every token computed, of prompts and of answers

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager, suppress
-from dataclasses import replace
 from typing import Any, Final
 
 import grpc
@@ -21,10 +20,10 @@ from deepinfer.engine_shim.frames import AnswerFrame, CallFrame
 from deepinfer.engine_shim.openai_app.unavailable import unavailable
 from deepinfer.engine_shim.served_engine import Receive, Scope, Send
 from deepinfer.engine_shim.state_watch import StateWatch
+from deepinfer.engine_shim.state_wire import EngineState, state_to_bytes
 from deepinfer.engine_shim.status import ShimStatus
-from deepinfer.engine_shim.text_generation import TextGenerator, TextShape
-from deepinfer.engine_shim.token_engine import FinishReason, TokenRequest
-from deepinfer.engine_shim.wire import EngineState, GenerateDelta, GenerateRequest, ShimInfo, ShimPhase
+from deepinfer.engine_shim.token_engine import FinishReason
+from deepinfer.engine_shim.wire import GenerateDelta, GenerateRequest, ShimInfo, ShimPhase
 from deepinfer.fleet.errors import EngineFailed, InvalidRequest
 from deepinfer.protos.engine_service import SERVICE
 
@@ -63,15 +62,16 @@ class EngineServer:
             forget()
 
     async def generate(self, request: GenerateRequest, context: Context) -> AsyncGenerator[GenerateDelta, None]:
-        generator = self._generator()
-        if generator is None:
+        engine = self._status.engine
+        if engine is None or self._status.phase is not ShimPhase.READY:
             message = f"The engine takes no typed requests now ({self._status.phase})."
             await context.abort(grpc.StatusCode.UNAVAILABLE, message)
         try:
             with self._in_flight.one(), self._failing():
-                async for delta in _typed(generator, request):
-                    yield delta
-                    self._status.touch()
+                async with aclosing(engine.generate(request)) as deltas:
+                    async for delta in deltas:
+                        yield delta
+                        self._status.touch()
         except InvalidRequest as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except EngineFailed as error:
@@ -122,10 +122,6 @@ class EngineServer:
         finally:
             forget()
 
-    def _generator(self) -> TextGenerator | None:
-        engine = self._status.engine
-        return engine.generator if engine is not None and self._status.phase is ShimPhase.READY else None
-
 
 def engine_server(status: ShimStatus) -> grpc.aio.Server:
     """A gRPC server with the service; ports are added and it is started by the caller."""
@@ -138,25 +134,9 @@ def engine_server(status: ShimStatus) -> grpc.aio.Server:
         "Generate": grpc.unary_stream_rpc_method_handler(
             service.generate, wire.generate_from_bytes, wire.delta_to_bytes
         ),
-        "WatchState": grpc.unary_stream_rpc_method_handler(service.watch_state, wire.ignored, wire.state_to_bytes),
+        "WatchState": grpc.unary_stream_rpc_method_handler(service.watch_state, wire.ignored, state_to_bytes),
         "Drain": grpc.unary_unary_rpc_method_handler(service.drain, wire.drain_from_bytes, wire.unfinished_to_bytes),
     }
     server = grpc.aio.server(options=_OPTIONS)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
     return server
-
-
-async def _typed(generator: TextGenerator, request: GenerateRequest) -> AsyncGenerator[GenerateDelta, None]:
-    prompt = request.prompt
-    if isinstance(prompt, str):
-        prompt = tuple(generator.tokenizer.encode(prompt, add_special_tokens=True))
-    sampling = replace(request.sampling, max_tokens=generator.fitting(len(prompt), request.sampling.max_tokens or None))
-    async with aclosing(generator.generate(TokenRequest(request.request_id, prompt, sampling), TextShape())) as deltas:
-        async for delta in deltas:
-            yield GenerateDelta(
-                token_ids=delta.token_ids,
-                text=delta.text,
-                logprobs=delta.logprobs,
-                finish_reason=delta.finish_reason,
-                cached_tokens=delta.cached_tokens,
-            )

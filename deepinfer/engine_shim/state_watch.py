@@ -2,7 +2,7 @@
 
 Several changes become one message: KV contents and phase travel at most every 20 ms, the load alone at most every
 100 ms; while no request runs nothing is sent and nothing is looked at. A reader so slow that too many changes wait for
-it gets a new snapshot instead of them.
+it gets a new snapshot instead of them; the same when the contents were cleared or began anew.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import replace
 from typing import Final
 
-from deepinfer.engine_shim.kv_contents import KvBlock, KvChange, KvContents
+from deepinfer.engine_shim.kv_contents import BlockKey, KvBlock, KvChange, KvContents
+from deepinfer.engine_shim.state_wire import EngineState
 from deepinfer.engine_shim.status import ShimStatus
 from deepinfer.engine_shim.token_engine import EngineLoad
-from deepinfer.engine_shim.wire import EngineState, ShimPhase
+from deepinfer.engine_shim.wire import ShimPhase
 
 _MESSAGE_SECONDS: Final = 0.02
 _LOAD_SECONDS: Final = 0.1
 _MESSAGE_TOKENS: Final = 1 << 20
-"""Blocks of a snapshot go out in messages of about this many tokens (at most 5 bytes each)."""
+"""Blocks of a snapshot go out in messages of at most this many tokens (at most 5 bytes each)."""
 _WAITING_BLOCKS: Final = 65_536
 
 
@@ -33,8 +34,9 @@ class StateWatch:
         self._kv: KvContents | None = None
         self._forget_kv: Callable[[], None] = lambda: None
         self._snapshot_due = True
-        self._stored: dict[int, KvBlock] = {}
-        self._removed: dict[int, None] = {}
+        self._stored: dict[BlockKey, KvBlock] = {}
+        self._removed: dict[BlockKey, None] = {}
+        self._told_sequence = 0
         self._told_phase: tuple[ShimPhase, str] | None = None
         self._told_load = EngineLoad()
         self._told_load_at = 0.0
@@ -64,8 +66,7 @@ class StateWatch:
         if self._snapshot_due:
             yield from self._snapshot()
         elif self._stored or self._removed or self._told_phase != self._phase():
-            yield replace(self._state(), stored=tuple(self._stored.values()), removed=tuple(self._removed))
-            self._forget_changes()
+            yield self._changes()
         elif self._status.load() != self._told_load:
             yield from self._load_if_due()
 
@@ -88,37 +89,49 @@ class StateWatch:
             self._snapshot_due = True
 
     def _keep(self, change: KvChange) -> None:
-        for block_hash in change.removed:
-            self._stored.pop(block_hash, None)
-            self._removed[block_hash] = None
+        for key in change.removed:
+            self._stored.pop(key, None)
+            self._removed[key] = None
         for block in change.stored:
-            self._stored[block.hash] = block
-        if len(self._stored) + len(self._removed) > _WAITING_BLOCKS:
+            self._stored[block.key] = block
+        if change.cleared or len(self._stored) + len(self._removed) > _WAITING_BLOCKS:
             self._snapshot_due = True
             self._forget_changes()
         self._changed.set()
 
+    def _changes(self) -> EngineState:
+        stored, removed = tuple(self._stored.values()), tuple(self._removed)
+        self._forget_changes()
+        groups = self._kv.groups() if self._kv is not None and stored else ()
+        return replace(self._state(), stored=stored, removed=removed, groups=groups)
+
     def _snapshot(self) -> Iterator[EngineState]:
-        blocks = () if self._kv is None else self._kv.snapshot()
-        at_once = max(1, _MESSAGE_TOKENS // len(blocks[0].token_ids)) if blocks else 1
+        blocks, groups = ((), ()) if self._kv is None else (self._kv.snapshot(), self._kv.groups())
+        at_once = _MESSAGE_TOKENS // max([1, *(group.block_size for group in groups)])
+        parts = [blocks[start : start + at_once] for start in range(0, len(blocks), at_once)] or [()]
         self._snapshot_due = False
         self._forget_changes()
         state = self._state()
-        yield replace(state, snapshot=True, stored=blocks[:at_once])
-        for start in range(at_once, len(blocks), at_once):
-            yield replace(state, stored=blocks[start : start + at_once])
+        for number, part in enumerate(parts):
+            first, last = number == 0, number == len(parts) - 1
+            yield replace(state, snapshot=first, stored=part, groups=groups if first else (), more=not last)
+            state = replace(state, after=state.sequence)
 
     def _state(self) -> EngineState:
+        kv, after = self._kv, self._told_sequence
         self._told_phase = self._phase()
         self._told_load = self._status.load()
         self._told_load_at = asyncio.get_running_loop().time()
+        self._told_sequence = 0 if kv is None else kv.sequence
         return EngineState(
-            boot_epoch=self._status.boot_epoch,
-            sequence=0 if self._kv is None else self._kv.sequence,
+            boot_epoch=self._status.boot_epoch if kv is None else kv.boot_epoch,
+            sequence=self._told_sequence,
             snapshot=False,
             phase=self._status.phase,
             message=self._status.message,
             load=self._told_load,
+            digest=0 if kv is None else kv.digest,
+            after=after,
         )
 
     def _phase(self) -> tuple[ShimPhase, str]:

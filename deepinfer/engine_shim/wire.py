@@ -1,4 +1,4 @@
-"""EngineService on the wire: bytes to values and back. The only module that knows its protobuf messages.
+"""EngineService on the wire: bytes to values and back. Only this module and `state_wire.py` know its protobuf messages.
 
 Its functions are the (de)serializers of the gRPC methods, so no message object leaves this file.
 """
@@ -6,7 +6,7 @@ Its functions are the (de)serializers of the gRPC methods, so no message object 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Final
 
@@ -23,8 +23,7 @@ from deepinfer.engine_shim.frames import (
     MoreBody,
     Open,
 )
-from deepinfer.engine_shim.kv_contents import KvBlock
-from deepinfer.engine_shim.token_engine import EngineLoad, FinishReason, SamplingParams, TokenLogprob
+from deepinfer.engine_shim.token_engine import FinishReason, SamplingParams, TokenLogprob
 from deepinfer.protos import engine_service as pb
 
 MESSAGE_BYTES: Final = 64 << 20
@@ -41,8 +40,8 @@ class ShimPhase(StrEnum):
     FAILED = "failed"
 
 
-_PHASES = (ShimPhase.STARTING, ShimPhase.STARTING, ShimPhase.READY, ShimPhase.DRAINING, ShimPhase.FAILED)
-_PHASE_NUMBERS = {phase: number for number, phase in enumerate(_PHASES) if number}
+PHASES = (ShimPhase.STARTING, ShimPhase.STARTING, ShimPhase.READY, ShimPhase.DRAINING, ShimPhase.FAILED)
+PHASE_NUMBERS = {phase: number for number, phase in enumerate(PHASES) if number}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,20 +62,6 @@ class ShimInfo:
     kv_blocks: int = 0
     dtype: str = ""
     memory_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class EngineState:
-    """One message of WatchState. Apply `removed` before `stored`; a snapshot replaces everything known before."""
-
-    boot_epoch: int
-    sequence: int
-    snapshot: bool
-    phase: ShimPhase
-    message: str = ""
-    load: EngineLoad = field(default_factory=EngineLoad)
-    stored: tuple[KvBlock, ...] = ()
-    removed: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +94,13 @@ def ignored(_: bytes) -> None:
 
 
 def info_to_bytes(info: ShimInfo) -> bytes:
-    return bytes(pb.EngineInfo(**asdict(info) | {"phase": _PHASE_NUMBERS[info.phase]}).SerializeToString())
+    return bytes(pb.EngineInfo(**asdict(info) | {"phase": PHASE_NUMBERS[info.phase]}).SerializeToString())
 
 
 def info_from_bytes(data: bytes) -> ShimInfo:
     m = pb.EngineInfo.FromString(data)
     fields: dict[str, Any] = {f.name: getattr(m, f.name) for f in m.DESCRIPTOR.fields}
-    return ShimInfo(**fields | {"phase": _PHASES[m.phase], "served_names": tuple(m.served_names)})
+    return ShimInfo(**fields | {"phase": PHASES[m.phase], "served_names": tuple(m.served_names)})
 
 
 def call_frames_to_bytes(frames: Iterable[CallFrame]) -> bytes:
@@ -196,35 +181,6 @@ def _add_headers(target: Any, headers: Headers) -> None:
 
 def _headers(source: Any) -> Headers:
     return tuple((h.name, h.value) for h in source)
-
-
-def state_to_bytes(state: EngineState) -> bytes:
-    m = pb.EngineState(
-        boot_epoch=state.boot_epoch,
-        sequence=state.sequence,
-        snapshot=state.snapshot,
-        phase=_PHASE_NUMBERS[state.phase],
-        message=state.message,
-        load=asdict(state.load),
-        removed=state.removed,
-    )
-    for block in state.stored:
-        m.stored.add(hash=block.hash, parent=block.parent, token_ids=block.token_ids)
-    return bytes(m.SerializeToString())
-
-
-def state_from_bytes(data: bytes) -> EngineState:
-    m = pb.EngineState.FromString(data)
-    return EngineState(
-        boot_epoch=m.boot_epoch,
-        sequence=m.sequence,
-        snapshot=m.snapshot,
-        phase=_PHASES[m.phase],
-        message=m.message,
-        load=EngineLoad(**{f.name: getattr(m.load, f.name) for f in m.load.DESCRIPTOR.fields}),
-        stored=tuple(KvBlock(b.hash, b.parent, tuple(b.token_ids)) for b in m.stored),
-        removed=tuple(m.removed),
-    )
 
 
 def drain_to_bytes(timeout_seconds: float) -> bytes:

@@ -28,10 +28,12 @@ class EngineLaunch(Resource):
     device: str
     dtype: str = "auto"
     max_model_len: int | None = None
+    quantization: str | None = None
     gpu_memory_utilization: float = 0.9
     tensor_parallel_size: int | None = None
     stall_seconds: float = 10.0  # with work in hand and none done; 0: such an engine is left alone
     device_locks: tuple[Path, ...] = ()  # of simulated devices: held by the engine as long as it lives
     engine_args: dict[str, Any] = Field(default_factory=dict)
+    log: Path | None = None  # what this process and its children print; loading progress is read from it
     socket: Path  # a unix socket the agent talks to; known before the process exists, so adoption needs no record
     host: str = "127.0.0.1"  # the gateway's side; the port is chosen by the kernel and told by GetInfo

@@ -21,9 +21,10 @@ from deepinfer.engine_shim.client import Answer, EngineCall, EngineClient, Gener
 from deepinfer.engine_shim.frames import Body, Cancel, End, Head, MoreBody, Open
 from deepinfer.engine_shim.listening import add_loopback_port
 from deepinfer.engine_shim.server import engine_server
+from deepinfer.engine_shim.state_wire import EngineState
 from deepinfer.engine_shim.status import ShimStatus
 from deepinfer.engine_shim.token_engine import FinishReason, SamplingParams
-from deepinfer.engine_shim.wire import EngineState, ShimPhase
+from deepinfer.engine_shim.wire import ShimPhase
 from deepinfer.fleet.errors import EngineFailed, InvalidRequest
 from deepinfer.fleet.launch import EX_CONFIG, EngineLaunch
 from deepinfer.fleet.resources import EngineKind
@@ -264,7 +265,7 @@ class Started:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"engine": "vllm"}, "The vllm engine is not built yet"),
+        ({"engine": "vllm"}, "vLLM cannot be imported here"),
         ({"engine_args": {"kv_block": 1}}, "Did you mean kv_blocks?"),
         ({"host": "0.0.0.0"}, "loopback addresses only"),  # noqa: S104 - that it is refused
         ({"engine": "layer-shard"}, "needs a model folder"),

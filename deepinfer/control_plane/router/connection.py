@@ -15,7 +15,8 @@ from contextlib import contextmanager, suppress
 from deepinfer.control_plane.router.candidate import Candidate
 from deepinfer.control_plane.router.routes import Route
 from deepinfer.engine_shim.client import EngineClient
-from deepinfer.engine_shim.wire import EngineState, ShimPhase
+from deepinfer.engine_shim.state_wire import EngineState
+from deepinfer.engine_shim.wire import ShimPhase
 from deepinfer.fleet.errors import EngineFailed
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from deepinfer.engine_shim.engine_args import SimArgs
 from deepinfer.engine_shim.engines.sim_blocks import BlockCache, chained_blocks
 from deepinfer.engine_shim.engines.sim_core import SimCore
 from deepinfer.engine_shim.engines.sim_script import Script
-from deepinfer.engine_shim.kv_contents import KvContents
+from deepinfer.engine_shim.kv_contents import KvContents, KvGroup
 from deepinfer.engine_shim.text.tokenizer import Tokenizer
 from deepinfer.engine_shim.token_engine import (
     ContextTooLong,
@@ -93,6 +93,7 @@ class SimEngine:
             eos_token_ids=tokenizer.eos_token_ids,
         )
         self.kv = KvContents(time.time_ns())
+        self.kv.describe(KvGroup(0, args.block_size))
         self._args = args
         self._core = core
         self._work_done = 0

@@ -11,7 +11,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
-from deepinfer.engine_shim.kv_contents import KvBlock, KvContents
+from deepinfer.engine_shim.kv_contents import BlockKey, KvBlock, KvContents
 
 
 def chained_blocks(token_ids: Sequence[int], block_size: int, parent: int = 0) -> Iterator[KvBlock]:
@@ -38,7 +38,7 @@ class BlockCache:
         self._idle: OrderedDict[int, None] = OrderedDict()
         self._reserved = 0
         self._stored: list[KvBlock] = []
-        self._removed: list[int] = []
+        self._removed: list[BlockKey] = []
 
     @property
     def used(self) -> int:
@@ -59,7 +59,7 @@ class BlockCache:
         self._reserved += blocks
         while self.used + len(self._idle) > self.capacity:
             oldest, _ = self._idle.popitem(last=False)
-            self._removed.append(oldest)
+            self._removed.append((0, oldest))
         return True
 
     def store(self, block: KvBlock) -> None:

@@ -1,0 +1,19 @@
+"""What vLLM reads from its environment and must find there before it is imported. The user's own values win."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+_DEFAULTS: Final = {
+    "HF_HUB_OFFLINE": "1",  # the model is a folder: nothing is to be looked up on a hub while loading
+    "VLLM_NO_USAGE_STATS": "1",  # an engine tells nobody that it runs
+    "VLLM_HOST_IP": "127.0.0.1",  # its processes talk to each other on this machine only, without authentication
+    # Forking this process, whose gRPC threads hold locks, would hang the child.
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+}
+
+
+def prepare() -> None:
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,116 @@
+"""A reader's copy of what an engine holds, kept from WatchState's messages; and a watch that heals it.
+
+A copy that may be wrong is worse than none: whatever does not fit together is a `StateDrift`, and the copy is empty
+until the next snapshot.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Protocol
+
+from deepinfer.engine_shim.kv_contents import BlockKey, KvBlock, KvContents, KvGroup
+from deepinfer.engine_shim.state_wire import EngineState
+from deepinfer.fleet.errors import EngineFailed
+
+log = logging.getLogger(__name__)
+
+
+class StateDrift(EngineFailed):
+    """The copy of an engine's KV contents is not what the engine holds; take a new snapshot."""
+
+
+class KvMirror:
+    """Apply every message of one watch, in order. Answers `key in mirror` as the engine's own contents would."""
+
+    def __init__(self) -> None:
+        self.boot_epoch = 0
+        self.sequence = 0
+        self.groups: tuple[KvGroup, ...] = ()
+        self._contents = KvContents(0)
+        self._in_snapshot = False
+        self._whole = False
+
+    def __len__(self) -> int:
+        return len(self._contents)
+
+    def __contains__(self, key: BlockKey) -> bool:
+        return key in self._contents
+
+    @property
+    def whole(self) -> bool:
+        """Whether a snapshot has come to its end and all that followed fitted."""
+        return self._whole
+
+    @property
+    def digest(self) -> int:
+        return self._contents.digest
+
+    def blocks(self) -> tuple[KvBlock, ...]:
+        return self._contents.snapshot()
+
+    def apply(self, state: EngineState) -> None:
+        """`StateDrift` when a message is missing or the copy is not the engine's set; the copy is empty then."""
+        trouble = self._misfit(state)
+        if not trouble:
+            self._take(state)
+            if not state.more and self.digest != state.digest:
+                trouble = f"after sequence {state.sequence} the digests differ"
+        if trouble:
+            self.forget()
+            raise StateDrift(f"The copy of the engine's KV contents has drifted: {trouble}. Watch again.")
+
+    def forget(self) -> None:
+        """Hold nothing until the next snapshot."""
+        self._contents = KvContents(0)
+        self.groups, self.sequence = (), 0
+        self._in_snapshot = self._whole = False
+
+    def _misfit(self, state: EngineState) -> str:
+        if state.snapshot:
+            return ""
+        if not self._whole and not self._in_snapshot:
+            return "it has not begun with a snapshot"
+        if state.boot_epoch != self.boot_epoch:
+            return "the engine began anew"
+        if state.after != self.sequence:
+            return f"it is at sequence {self.sequence}, and the message builds on {state.after}"
+        if state.more and not self._in_snapshot:
+            return "a part of a snapshot came outside of one"
+        return ""
+
+    def _take(self, state: EngineState) -> None:
+        if state.snapshot:
+            self.forget()
+            self.boot_epoch = state.boot_epoch
+        self.groups = state.groups or self.groups
+        self._contents.change(state.stored, state.removed)
+        self.sequence = state.sequence
+        self._in_snapshot, self._whole = state.more, not state.more
+
+
+class Watched(Protocol):
+    """What has a WatchState: `EngineClient`."""
+
+    def watch(self) -> AsyncIterator[EngineState]: ...
+
+
+async def mirrored(engine: Watched, mirror: KvMirror) -> AsyncGenerator[EngineState, None]:
+    """The engine's states, each one already applied to `mirror`. Where it drifted, the watch is opened again.
+
+    Ends, and fails with `EngineFailed`, as `watch` does; the mirror is empty then.
+    """
+    try:
+        while True:
+            try:
+                async with aclosing(engine.watch()) as states:  # type: ignore[type-var]
+                    async for state in states:
+                        mirror.apply(state)
+                        yield state
+                return
+            except StateDrift as drift:
+                log.warning("%s", drift)
+    finally:
+        mirror.forget()
