@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 import pytest
-from openai import OpenAIError
 
+from tests.broken_streams import BrokenStreams
 from tests.fleet import Fleet, eventually
-
-STREAMS = 16
 
 
 @pytest.fixture
@@ -33,38 +29,6 @@ def serving(tmp_path: Path) -> Iterator[Fleet]:
         yield fleet
     finally:
         fleet.close()
-
-
-class Streams:
-    """Clients whose answers are far from done when something happens, and what became of each."""
-
-    def __init__(self, fleet: Fleet) -> None:
-        self._fleet = fleet
-        self.begun = 0
-        self.ends: list[str] = []
-        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(STREAMS)]
-        for thread in self._threads:
-            thread.start()
-        eventually(lambda: self.begun == STREAMS, 60)
-
-    def _run(self) -> None:
-        begun = False
-        try:
-            stream = self._fleet.openai.completions.create(
-                model="chat", prompt="hello", max_tokens=5000, stream=True, extra_body={"ignore_eos": True}
-            )
-            finish = None
-            for chunk in stream:
-                if not begun:
-                    begun, self.begun = True, self.begun + 1
-                finish = chunk.choices[0].finish_reason or finish
-            self.ends.append("whole" if finish else "cut without a word")
-        except (OpenAIError, httpx.TransportError) as error:
-            self.ends.append(f"{type(error).__name__}: {error}")
-
-    def all_ended(self, seconds: float) -> list[str]:
-        eventually(lambda: len(self.ends) == STREAMS, seconds)
-        return self.ends
 
 
 def killed_core(engine: psutil.Process) -> str:
@@ -94,7 +58,7 @@ def test_every_client_hears_and_the_engine_is_replaced(serving: Fleet, fault: An
     (before,) = serving.wait_ready("chat")
     engine = psutil.Process(before["pid"])
     old = [engine, *engine.children(recursive=True)]
-    streams = Streams(serving)
+    streams = BrokenStreams(serving, "chat", 5000)
     words = fault(engine)
     (told,) = eventually(lambda: [r for r in serving.replicas("chat") if words in r["message"]], 60)
     assert told["phase"] == "restarting"
