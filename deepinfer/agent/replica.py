@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from deepinfer.agent.device_wait import until_devices_are_free
+from deepinfer.agent.draining import drained
 from deepinfer.agent.engine_log import error_told, failure_told, last_useful_line
 from deepinfer.agent.engine_process import EngineProcess, Mark
 from deepinfer.agent.engine_watch import NoAnswer, NotThisEngine, Sight, sights
@@ -24,7 +25,7 @@ from deepinfer.agent.plan import Seen, Stage
 from deepinfer.agent.restarts import Restarts
 from deepinfer.agent.workshop import Workshop
 from deepinfer.engine_shim.client import EngineClient
-from deepinfer.fleet.errors import DeepinferError, EngineFailed, EngineWillNotStart
+from deepinfer.fleet.errors import DeepinferError, EngineWillNotStart
 from deepinfer.fleet.launch import EX_CONFIG
 from deepinfer.fleet.resources import Backend, Phase, Placement, ReplicaStatus
 
@@ -167,6 +168,8 @@ class Replica:
                 tasks.create_task(self._end_if_never_ready(process)),
             ]
             exit_status = await process.ended()
+            if self._stage is Stage.RUNNING and exit_status != EX_CONFIG:
+                self._broke(how_it_ended(self._end(exit_status)))
             await process.kill()  # whatever the shim left behind
             for companion in companions:
                 companion.cancel()
@@ -201,24 +204,9 @@ class Replica:
     async def _end_when_asked(self, client: EngineClient, process: EngineProcess) -> None:
         await self._ending.wait()
         self._publish(phase=Phase.DRAINING, message="finishing its running requests")
-        async with asyncio.TaskGroup() as tasks:
-            draining = tasks.create_task(self._drain(client))
-            hurrying = tasks.create_task(self._hurry.wait())
-            await asyncio.wait({draining, hurrying}, return_when=asyncio.FIRST_COMPLETED)
-            draining.cancel()
-            hurrying.cancel()
+        if self._ready.is_set():
+            await drained(client, self._workshop.config.drain_seconds, self._hurry)
         await process.terminate()
-
-    async def _drain(self, client: EngineClient) -> None:
-        if not self._ready.is_set():
-            return
-        try:
-            unfinished = await client.drain(self._workshop.config.drain_seconds)
-        except EngineFailed as error:
-            log.warning("%s could not be drained: %s", self.id, error)
-        else:
-            if unfinished:
-                log.warning("%s is stopped with %d requests unfinished", self.id, unfinished)
 
     async def _end_if_never_ready(self, process: EngineProcess) -> None:
         limit = self._workshop.config.start_timeout_seconds
@@ -236,7 +224,12 @@ class Replica:
         """At once: what hangs does not obey, and has nothing left to save."""
         self._blame = reason
         log.warning("ending %s: %s", self.id, reason)
+        self._broke(reason)
         await process.kill()
+
+    def _broke(self, message: str) -> None:
+        """Told before the end is verified: nobody shall be sent there any more."""
+        self._publish(phase=Phase.RESTARTING if self._ready_since else Phase.FAILED, message=message, endpoint=None)
 
     def _conclude(self, exit_status: int | None) -> None:
         if self._stage is Stage.ENDING:
@@ -244,10 +237,14 @@ class Replica:
         elif exit_status == EX_CONFIG:
             self._fail(Stage.REFUSED, "The engine refused its spec", self._log_line())
         else:
-            folder = self._workshop.launcher.folder(self.id)
-            told, killed_for_memory = failure_told(folder), self._workshop.out_of_memory.reason(self._cgroup)
-            line = error_told(folder) if told or self._blame or killed_for_memory else self._log_line()
-            self._fail(Stage.CRASHED, how_it_ended(End(exit_status, self._blame, told, killed_for_memory)), line)
+            end = self._end(exit_status)
+            known = end.told or end.blame or end.out_of_memory
+            line = error_told(self._workshop.launcher.folder(self.id)) if known else self._log_line()
+            self._fail(Stage.CRASHED, how_it_ended(end), line)
+
+    def _end(self, exit_status: int | None) -> End:
+        told = failure_told(self._workshop.launcher.folder(self.id))
+        return End(exit_status, self._blame, told, self._workshop.out_of_memory.reason(self._cgroup))
 
     def _log_line(self) -> str:
         return last_useful_line(self._workshop.launcher.folder(self.id)) or "it printed nothing"
