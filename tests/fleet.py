@@ -40,14 +40,15 @@ def eventually(look: Callable[[], T], seconds: float = 20.0) -> T:
 class Fleet:
     """Started and killed by hand; `close` checks that nothing is left."""
 
-    def __init__(self, home: Path, engines: Path | None = None) -> None:
-        """`engines`: where its workers look for installed engines; the user's own folder if it is not given."""
+    def __init__(self, home: Path, worker: str = "", engines: Path | None = None) -> None:
+        """`worker`: lines of the configuration's [worker] table. `engines`: where its workers look for installed
+        engines; the user's own folder if it is not given."""
         self.home = home
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.etcd_port = free_port()
         self.config = home / "deepinfer.toml"
-        self.config.write_text(f"[etcd]\nport = {self.etcd_port}\n[serve]\nport = {self.port}\n")
+        self.config.write_text(f"[etcd]\nport = {self.etcd_port}\n[serve]\nport = {self.port}\n[worker]\n{worker}")
         self.http = httpx.Client(base_url=self.url, timeout=60)
         self.openai = OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=120)
         engines = engines or places.engines_dir()

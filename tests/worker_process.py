@@ -34,6 +34,7 @@ class Worker:
     name: str = "node-1"
     state: str = "state"
     start_timeout: float = 20
+    more_config: str = ""  # lines of its [worker] table
     process: ProcessLines | None = None
     instances: set[str] = field(default_factory=set)
 
@@ -46,7 +47,7 @@ class Worker:
 
     async def begin(self) -> None:
         config = self.home / "worker.toml"
-        config.write_text(CONFIG.format(start_timeout=self.start_timeout))
+        config.write_text(CONFIG.format(start_timeout=self.start_timeout) + self.more_config)
         arguments = [
             "-n",
             self.name,

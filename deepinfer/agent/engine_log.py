@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
+
+from deepinfer.agent.root_cause import last_error, root_cause, told_failure
 
 _TAIL_BYTES = 64 * 1024
 _LONGEST_LINE = 400
-_EXCEPTION = re.compile(r"^(\w+\.)*\w*(Error|Exception|Exit|Interrupt)\b")
 
 
 def log_path(folder: Path, *, previous: bool = False) -> Path:
@@ -44,16 +44,29 @@ def offset_of_last_lines(path: Path, lines: int) -> int:
 
 
 def last_useful_line(folder: Path) -> str:
-    """The line that tells most about how the run ended: its last exception line, else its last line."""
+    """The line that tells most about how the run ended: one that names an error, else the last; "" without any."""
+    lines = [line for line in _last_lines(folder) if line.strip()]
+    return (root_cause(lines) or last_error(lines) or (lines[-1].strip() if lines else ""))[:_LONGEST_LINE]
+
+
+def error_told(folder: Path) -> str:
+    """Only a line that names an error; "" without one."""
+    return (root_cause(_last_lines(folder)) or "")[:_LONGEST_LINE]
+
+
+def failure_told(folder: Path) -> str | None:
+    """What the shim said its engine failed of, if that is how the run ended."""
+    told = told_failure(_last_lines(folder))
+    return told and told[:_LONGEST_LINE]
+
+
+def _last_lines(folder: Path) -> list[str]:
     try:
         with log_path(folder).open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            text = file.read().decode(errors="replace")
+            return file.read().decode(errors="replace").splitlines()
     except FileNotFoundError:
-        return ""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    named = [line for line in lines[-20:] if _EXCEPTION.match(line)]
-    return (named or lines or [""])[-1][:_LONGEST_LINE]
+        return []
 
 
 def _byte_at(descriptor: int, position: int) -> bytes:

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import psutil
 
+from deepinfer.agent.shared_memory import remove_unused, segments_of
+
 MARK = "DEEPINFER_PLACEMENT"
 KILL_AFTER_SECONDS = 10.0
 _LOOK_AGAIN_SECONDS = 0.5  # where the kernel cannot tell that a process ended (macOS)
@@ -54,6 +56,7 @@ class EngineProcess:
     socket: Path
     folder: Path  # its log and launch file
     child: subprocess.Popen[bytes] | None = field(default=None, compare=False)  # None for an adopted one
+    segments: set[Path] = field(default_factory=set, compare=False)  # shared memory it was seen to use
     has_shim: bool = True  # False: its shim died while no agent looked, and `pid` is a worker it left behind
 
     async def ended(self) -> int | None:
@@ -73,12 +76,18 @@ class EngineProcess:
             await self.kill()
 
     async def kill(self) -> None:
-        """SIGKILL to all of it; returns when every process is verified gone."""
+        """SIGKILL to all of it; returns when every process is verified gone, and the memory they shared."""
         while self.members():
+            self.note_memory()
             self._signal(signal.SIGKILL)
             with suppress(TimeoutError):
                 async with asyncio.timeout(1):  # one may have been forked meanwhile: signal again
                     await self._gone()
+        await asyncio.to_thread(remove_unused, self.segments)
+
+    def note_memory(self) -> None:
+        """Remember what must be removed with it, also if somebody else kills it."""
+        self.segments.update(segments_of(process.pid for process in self.members()))
 
     def members(self) -> list[psutil.Process]:
         """Everything alive of this engine, orphans and strays that left its session included."""

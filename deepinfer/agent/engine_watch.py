@@ -1,7 +1,8 @@
 """What an engine says of itself, for the status: phase, message, endpoint, memory. Never its load or its cache.
 
 Until it is ready every word is followed as it comes. From then on it is asked now and then: an engine's watch also
-carries what its KV cache does, which is the router's business and would cost the agent work for every step.
+carries what its KV cache does, which is the router's business and would cost the agent work for every step. An engine
+that was ready and does not answer any more, though its process is there, hangs.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from deepinfer.fleet.errors import DeepinferError, EngineFailed
 from deepinfer.fleet.resources import Phase
 
 _ASK_SECONDS = 5.0
+_ANSWER_SECONDS = 3.0
+_SILENT_TIMES, _SILENT_SECONDS = 3, 9.0  # both: neither a broken connection nor a pause of this process is a hang
 _CONNECT_AGAIN_SECONDS = 0.2
 _WORTH_TELLING = 0.1  # memory that changed by less is not written to the store again
 
@@ -36,6 +39,10 @@ class NotThisEngine(DeepinferError):
     """Another engine answers on this engine's socket."""
 
 
+class NoAnswer(DeepinferError):
+    """The engine's process is there and does not answer."""
+
+
 @dataclass(frozen=True)
 class Sight:
     """What a status needs to know."""
@@ -47,23 +54,30 @@ class Sight:
 
 
 async def sights(client: EngineClient, mark: Mark) -> AsyncGenerator[Sight, None]:
-    """Changes only, over any broken connection, for ever. Raises `NotThisEngine`."""
+    """Changes only, over any broken connection, for ever. Raises `NotThisEngine` and `NoAnswer`."""
+    loop = asyncio.get_running_loop()
     last: Sight | None = None
+    misses, answered = 0, loop.time()
     while True:
         try:
             async with aclosing(_words(client)) as words:
                 async for info in words:
+                    misses, answered = 0, loop.time()
                     sight = _sight(info, mark, last)
                     if sight != last:
                         last = sight
                         yield sight
         except EngineFailed as error:  # its end is seen by its process, not here
             log.debug("engine %s does not answer: %s", mark, error)
+            misses, silent = misses + 1, loop.time() - answered
+            loaded = last is not None and last.phase is not Phase.STARTING  # loading may block it for long
+            if loaded and misses >= _SILENT_TIMES and silent >= _SILENT_SECONDS:
+                raise NoAnswer(f"It did not answer for {silent:.0f} s") from error
             await asyncio.sleep(_CONNECT_AGAIN_SECONDS)
 
 
 async def _words(client: EngineClient) -> AsyncGenerator[ShimInfo, None]:
-    info = await client.info(wait_for_ready=True)
+    info = await client.info(timeout_seconds=_ANSWER_SECONDS, wait_for_ready=True)
     yield info
     if info.phase is ShimPhase.STARTING:
         async for state in client.watch():
@@ -72,7 +86,7 @@ async def _words(client: EngineClient) -> AsyncGenerator[ShimInfo, None]:
                 break
     while True:
         await asyncio.sleep(_ASK_SECONDS)
-        yield await client.info()
+        yield await client.info(timeout_seconds=_ANSWER_SECONDS)
 
 
 def _sight(info: ShimInfo, mark: Mark, last: Sight | None) -> Sight:

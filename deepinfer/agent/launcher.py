@@ -19,6 +19,8 @@ import psutil
 
 from deepinfer.agent.engine_log import log_path, start_new_log
 from deepinfer.agent.engine_process import MARK, EngineProcess, Mark, engine_processes
+from deepinfer.agent.oom_score import offer
+from deepinfer.agent.simulated_devices import DeviceLocks
 from deepinfer.engine_environments.environment import Environment
 from deepinfer.fleet.durable_file import write_durably
 from deepinfer.fleet.launch import EngineLaunch
@@ -50,6 +52,12 @@ class NativeLauncher:
     sockets: Path
     environment: Mapping[str, str]  # the agent's own
     shim: Sequence[str] = SHIM
+    stall_seconds: float = 10.0
+
+    @property
+    def locks(self) -> DeviceLocks:
+        """Of this node's simulated devices."""
+        return DeviceLocks(self.engines.parent / "devices")
 
     def folder(self, placement_id: str) -> Path:
         return self.engines / placement_id
@@ -63,7 +71,7 @@ class NativeLauncher:
         folder, socket = self.folder(placement.id), self._socket(mark)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         launch_file = folder / "launch.json"
-        write_durably(launch_file, _launch(placement, model, socket, log_path(folder)).to_json())
+        write_durably(launch_file, self._launch(placement, model, socket).to_json())
         log_descriptor = start_new_log(folder)
         try:
             child = subprocess.Popen(
@@ -77,6 +85,7 @@ class NativeLauncher:
             )
         finally:
             os.close(log_descriptor)
+        offer(child.pid)
         return EngineProcess(mark, child.pid, psutil.Process(child.pid).create_time(), socket, folder, child)
 
     def running(self) -> list[EngineProcess]:
@@ -97,6 +106,27 @@ class NativeLauncher:
     def _shim_in(self, environment: Environment | None) -> Sequence[str]:
         return self.shim if environment is None else (str(environment.interpreter), "-P", *_MODULE)
 
+    def _launch(self, placement: Placement, model: Path | None, socket: Path) -> EngineLaunch:
+        spec = placement.spec
+        return EngineLaunch(
+            placement=placement.id,
+            epoch=placement.epoch,
+            engine=spec.engine,
+            served_names=tuple(dict.fromkeys((placement.deployment, spec.model))),
+            model_path=model,
+            device="cuda" if any(device.startswith("cuda") for device in placement.devices) else "cpu",
+            dtype=spec.dtype,
+            quantization=spec.quantization,
+            max_model_len=spec.max_model_len,
+            gpu_memory_utilization=spec.gpu_memory_utilization,
+            tensor_parallel_size=tensor_parallel_size(spec),
+            stall_seconds=self.stall_seconds,
+            device_locks=self.locks.of(placement.devices),
+            engine_args=spec.engine_args,
+            log=log_path(self.folder(placement.id)),
+            socket=socket,
+        )
+
     def _variables_for(self, placement: Placement, mark: Mark, environment: Environment | None) -> dict[str, str]:
         inherited = {name: value for name, value in self.environment.items() if not looks_secret(name)}
         gpus = [device.removeprefix("cuda:") for device in placement.devices if device.startswith("cuda:")]
@@ -112,26 +142,6 @@ class NativeLauncher:
         if environment is None:
             return variables
         return with_own_package(variables, self.folder(placement.id) / "package")
-
-
-def _launch(placement: Placement, model: Path | None, socket: Path, log: Path) -> EngineLaunch:
-    spec = placement.spec
-    return EngineLaunch(
-        placement=placement.id,
-        epoch=placement.epoch,
-        engine=spec.engine,
-        served_names=tuple(dict.fromkeys((placement.deployment, spec.model))),
-        model_path=model,
-        device="cuda" if any(device.startswith("cuda") for device in placement.devices) else "cpu",
-        dtype=spec.dtype,
-        quantization=spec.quantization,
-        max_model_len=spec.max_model_len,
-        gpu_memory_utilization=spec.gpu_memory_utilization,
-        tensor_parallel_size=tensor_parallel_size(spec),
-        engine_args=spec.engine_args,
-        log=log,
-        socket=socket,
-    )
 
 
 def _leads_a_session(process: psutil.Process) -> bool:

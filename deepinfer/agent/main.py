@@ -25,7 +25,9 @@ from deepinfer.agent.logs_service import serving_logs
 from deepinfer.agent.models import Models
 from deepinfer.agent.node_agent import NodeAgent
 from deepinfer.agent.node_record import NodeRecord
+from deepinfer.agent.oom_score import spare_this_process
 from deepinfer.agent.registration import stay_registered
+from deepinfer.agent.simulated_devices import simulated_devices
 from deepinfer.agent.state_folder import StateFolder, opened_state
 from deepinfer.engine_environments.installed import installed_engines
 from deepinfer.fleet import keys, places
@@ -65,10 +67,17 @@ async def run(name: str, config: Config) -> None:
     """Until a signal ends it."""
     stop = StopRequest()
     stop.install()
+    spare_this_process()
     with opened_state(config.worker.state_dir / name) as state:
-        launcher = NativeLauncher(state.instance, state.engines, places.runtime_dir(), os.environ)
+        launcher = NativeLauncher(
+            state.instance,
+            state.engines,
+            places.runtime_dir(),
+            os.environ,
+            stall_seconds=config.worker.stall_seconds,
+        )
         models = Models(places.cache_dir() / "models", os.environ)
-        devices = devices_of_this_node(os.environ)
+        devices = (*devices_of_this_node(os.environ), *simulated_devices(config.worker.simulated_devices))
         engines = EnginesHere(places.engines_dir(), devices)
         agent = NodeAgent(name, config.worker, launcher, models.files, engines.environment_for)
         async with serving_logs(state.engines) as logs_endpoint, asyncio.TaskGroup() as lives:

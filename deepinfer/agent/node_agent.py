@@ -9,18 +9,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
+from deepinfer.agent.engine_process import Mark
 from deepinfer.agent.launcher import NativeLauncher, is_placement_id
 from deepinfer.agent.plan import Forget, Situation, Start, Stop, Wait, Wanted, plan
-from deepinfer.agent.replica import Progress, Replica, Workshop
-from deepinfer.engine_environments.environment import Environment
+from deepinfer.agent.replica import Replica
+from deepinfer.agent.workshop import EnvironmentFor, ModelFiles, Workshop
 from deepinfer.fleet import keys
 from deepinfer.fleet.config import WorkerConfig
 from deepinfer.fleet.errors import StoreFull, StoreUnavailable
-from deepinfer.fleet.resources import DeploymentSpec, Placement, ReplicaStatus
+from deepinfer.fleet.resources import ReplicaStatus
 from deepinfer.fleet.snapshot import Snapshot, snapshot_of
 from deepinfer.fleet.store import EtcdStore
 
@@ -28,9 +28,6 @@ _MESSAGE_SECONDS = 1.0  # progress messages reach the store this often at most
 _STORE_AGAIN_SECONDS = 2.0
 
 log = logging.getLogger(__name__)
-
-ModelFiles = Callable[[DeploymentSpec, Progress], Awaitable[Path | None]]
-EnvironmentFor = Callable[[Placement], Environment | None]
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class NodeAgent:
         self.changed = asyncio.Event()
         self._node = node
         self._launcher = launcher
-        self._workshop = Workshop(node, config, launcher, model_files, environment_for, self._told)
+        self._workshop = Workshop(node, config, launcher, model_files, environment_for, self._in_charge, self._told)
         self._replicas: dict[str, Replica] = {}
         self._known: Known | None = None
         self._store_lost = False
@@ -148,6 +145,9 @@ class NodeAgent:
             last = self._known.statuses.get(placement_id) if self._known else None
             self._replicas[placement_id] = Replica(placement_id, self._workshop, last)
         return self._replicas[placement_id]
+
+    def _in_charge(self) -> frozenset[Mark]:
+        return frozenset(replica.mark for replica in self._replicas.values() if replica.mark is not None)
 
     def _remember_counts(self) -> None:
         if self._known is not None:

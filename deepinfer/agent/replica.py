@@ -8,44 +8,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-from deepinfer.agent.engine_log import last_useful_line
-from deepinfer.agent.engine_process import EngineProcess
-from deepinfer.agent.engine_watch import NotThisEngine, Sight, sights
-from deepinfer.agent.launcher import NativeLauncher
+from deepinfer.agent.device_wait import until_devices_are_free
+from deepinfer.agent.draining import drained
+from deepinfer.agent.engine_log import error_told, failure_told, last_useful_line
+from deepinfer.agent.engine_process import EngineProcess, Mark
+from deepinfer.agent.engine_watch import NoAnswer, NotThisEngine, Sight, sights
+from deepinfer.agent.memory_cgroup import MemoryCgroup
+from deepinfer.agent.obituary import End, crashed, how_it_ended, with_log
 from deepinfer.agent.plan import Seen, Stage
 from deepinfer.agent.restarts import Restarts
-from deepinfer.engine_environments.environment import Environment
+from deepinfer.agent.workshop import Workshop
 from deepinfer.engine_shim.client import EngineClient
-from deepinfer.fleet.config import WorkerConfig
-from deepinfer.fleet.errors import DeepinferError, EngineFailed, EngineWillNotStart
+from deepinfer.fleet.errors import DeepinferError, EngineWillNotStart
 from deepinfer.fleet.launch import EX_CONFIG
-from deepinfer.fleet.resources import Backend, DeploymentSpec, Phase, Placement, ReplicaStatus
+from deepinfer.fleet.resources import Backend, Phase, Placement, ReplicaStatus
 
-Progress = Callable[[str], None]
 _FAILED_LINGERS_SECONDS = 5.0
 _ADOPTED_STARTS_SECONDS = 30.0
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Workshop:
-    """What every replica of a node works with."""
-
-    node: str
-    config: WorkerConfig
-    launcher: NativeLauncher
-    model_files: Callable[[DeploymentSpec, Progress], Awaitable[Path | None]]
-    environment_for: Callable[[Placement], Environment | None]  # of its engine; None: deepinfer's own
-    tell: Callable[[bool], None]  # something changed; True: it matters at once, False: a progress message
 
 
 class Replica:
@@ -62,6 +49,7 @@ class Replica:
         self._inherits = False
         self._life: asyncio.Task[None] | None = None
         self._process: EngineProcess | None = None
+        self._cgroup: MemoryCgroup | None = None
         self._ending = asyncio.Event()
         self._hurry = asyncio.Event()
         self._ready = asyncio.Event()
@@ -71,6 +59,11 @@ class Replica:
     @property
     def seen(self) -> Seen:
         return Seen(self.id, self._epoch, self._stage, self._restarts.not_before)
+
+    @property
+    def mark(self) -> Mark | None:
+        """Of the engine it looks after now."""
+        return self._process.mark if self._process and self._stage in (Stage.RUNNING, Stage.ENDING) else None
 
     def start(self, placement: Placement, tasks: asyncio.TaskGroup) -> None:
         """Begin a life with this placement."""
@@ -152,6 +145,12 @@ class Replica:
             raise EngineWillNotStart(f'backend "{spec.backend}" is not built yet; use "backend": "native".')
         environment = self._workshop.environment_for(placement)
         model = await self._workshop.model_files(spec, lambda text: self._publish(message=text))
+        await until_devices_are_free(
+            placement.devices,
+            self._workshop.launcher,
+            self._workshop.in_charge,
+            lambda text: self._publish(phase=Phase.FAILED, message=text),
+        )
         if self._started_before:
             self._restarts = self._restarts.after_start()
         process = self._workshop.launcher.start(placement, model, environment)
@@ -162,6 +161,7 @@ class Replica:
 
     async def _run_to_its_end(self, process: EngineProcess) -> int | None:
         """Returns when nothing of it is left."""
+        self._cgroup = self._workshop.out_of_memory.remember(process.pid)
         async with _connected(process) as client, asyncio.TaskGroup() as tasks:
             companions = [
                 tasks.create_task(self._watch(client, process)),
@@ -169,6 +169,8 @@ class Replica:
                 tasks.create_task(self._end_if_never_ready(process)),
             ]
             exit_status = await process.ended()
+            if self._stage is Stage.RUNNING and exit_status != EX_CONFIG:
+                self._broke(how_it_ended(self._end(exit_status)))
             await process.kill()  # whatever the shim left behind
             for companion in companions:
                 companion.cancel()
@@ -181,13 +183,15 @@ class Replica:
                     self._take_in(sight, process)
                     if sight.phase is Phase.FAILED:
                         await asyncio.sleep(_FAILED_LINGERS_SECONDS)  # a failed shim exits by itself
-                        await self._end_for(process, sight.message or "it failed and did not exit")
-        except NotThisEngine as error:
-            await self._end_for(process, str(error))
+                        await self._kill_for(process, f"The engine failed: {sight.message or 'it did not exit'}")
+        except (NoAnswer, NotThisEngine) as error:
+            await self._kill_for(process, str(error))
 
     def _take_in(self, sight: Sight, process: EngineProcess) -> None:
         if sight.phase is Phase.READY:
             self._ready.set()
+            self._cgroup = self._workshop.out_of_memory.remember(process.pid) or self._cgroup
+            process.note_memory()
             self._ready_since = self._ready_since or asyncio.get_running_loop().time()
         phase = Phase.DRAINING if self._stage is Stage.ENDING else sight.phase
         self._publish(
@@ -201,24 +205,9 @@ class Replica:
     async def _end_when_asked(self, client: EngineClient, process: EngineProcess) -> None:
         await self._ending.wait()
         self._publish(phase=Phase.DRAINING, message="finishing its running requests")
-        async with asyncio.TaskGroup() as tasks:
-            draining = tasks.create_task(self._drain(client))
-            hurrying = tasks.create_task(self._hurry.wait())
-            await asyncio.wait({draining, hurrying}, return_when=asyncio.FIRST_COMPLETED)
-            draining.cancel()
-            hurrying.cancel()
+        if self._ready.is_set():
+            await drained(client, self._workshop.config.drain_seconds, self._hurry)
         await process.terminate()
-
-    async def _drain(self, client: EngineClient) -> None:
-        if not self._ready.is_set():
-            return
-        try:
-            unfinished = await client.drain(self._workshop.config.drain_seconds)
-        except EngineFailed as error:
-            log.warning("%s could not be drained: %s", self.id, error)
-        else:
-            if unfinished:
-                log.warning("%s is stopped with %d requests unfinished", self.id, unfinished)
 
     async def _end_if_never_ready(self, process: EngineProcess) -> None:
         limit = self._workshop.config.start_timeout_seconds
@@ -229,36 +218,53 @@ class Replica:
             async with asyncio.timeout(allowed):
                 await self._ready.wait()
         except TimeoutError:
-            await self._end_for(process, f"It was not ready after {limit:g} s")
+            stage = f"; it had come to: {self.status.message}" if self.status and self.status.message else ""
+            await self._kill_for(process, f"It was not ready after {limit:g} s{stage}")
 
-    async def _end_for(self, process: EngineProcess, reason: str) -> None:
+    async def _kill_for(self, process: EngineProcess, reason: str) -> None:
+        """At once: what hangs does not obey, and has nothing left to save."""
         self._blame = reason
         log.warning("ending %s: %s", self.id, reason)
-        await process.terminate()
+        self._broke(reason)
+        await process.kill()
+
+    def _broke(self, message: str) -> None:
+        """Told before the end is verified: nobody shall be sent there any more."""
+        self._publish(phase=Phase.RESTARTING if self._ready_since else Phase.FAILED, message=message, endpoint=None)
 
     def _conclude(self, exit_status: int | None) -> None:
         if self._stage is Stage.ENDING:
             self._gone()
         elif exit_status == EX_CONFIG:
-            self._fail(Stage.REFUSED, "The engine refused its spec", with_log=True)
+            self._fail(Stage.REFUSED, "The engine refused its spec", self._log_line())
         else:
-            self._fail(Stage.CRASHED, self._blame or _how_it_ended(exit_status), with_log=True)
+            end = self._end(exit_status)
+            known = end.told or end.blame or end.out_of_memory
+            line = error_told(self._workshop.launcher.folder(self.id)) if known else self._log_line()
+            self._fail(Stage.CRASHED, how_it_ended(end), line)
+
+    def _end(self, exit_status: int | None) -> End:
+        told = failure_told(self._workshop.launcher.folder(self.id))
+        return End(exit_status, self._blame, told, self._workshop.out_of_memory.reason(self._cgroup))
+
+    def _log_line(self) -> str:
+        return last_useful_line(self._workshop.launcher.folder(self.id)) or "it printed nothing"
 
     def _gone(self) -> None:
         log.info("%s is gone", self.id)
         self._stage = Stage.ABSENT
         self._publish(phase=Phase.STOPPED, message="", endpoint=None, pid=None, memory_bytes=None)
 
-    def _fail(self, stage: Stage, reason: str, *, with_log: bool = False) -> None:
+    def _fail(self, stage: Stage, reason: str, log_line: str | None = None) -> None:
+        """`log_line`: what its log tells most with; None when there is no log to look into."""
         now = asyncio.get_running_loop().time()
         self._restarts = self._restarts.after_failure(now, now - self._ready_since if self._ready_since else 0.0)
         self._stage = stage
         text = reason
         if stage is Stage.CRASHED:
-            text = f"{reason.rstrip('.')}; trying again {self._restarts.not_before - now:.0f} s later."
-        if with_log:
-            last_line = last_useful_line(self._workshop.launcher.folder(self.id))
-            text = f"{text.rstrip('.')} (`deepinfer logs {self.id}` has more): {last_line or 'it printed nothing'}"
+            text = crashed(reason, self._restarts.in_a_row, self._restarts.not_before - now)
+        if log_line is not None:
+            text = with_log(text, self.id, log_line)
         log.warning("%s: %s", self.id, text)
         phase = Phase.RESTARTING if stage is Stage.CRASHED and self._ready_since else Phase.FAILED
         self._publish(phase=phase, message=text, endpoint=None, pid=None, memory_bytes=None)
@@ -281,11 +287,3 @@ async def _connected(process: EngineProcess) -> AsyncIterator[EngineClient]:
         yield client
     finally:
         await client.close()
-
-
-def _how_it_ended(exit_status: int | None) -> str:
-    if exit_status is None:
-        return "The engine's process ended"
-    if exit_status < 0:
-        return f"The engine was killed by {signal.Signals(-exit_status).name}"
-    return f"The engine exited with status {exit_status}"

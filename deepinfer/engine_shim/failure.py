@@ -92,7 +92,7 @@ class StallWatch:
     def _in_hand(self) -> int:
         """Requests; what this watch asked for counts only when it is all there is."""
         load = self._engine.load()
-        asking = self._asking is not None and not self._asking.done()
+        asking = int(self._asking is not None and not self._asking.done())
         return max(self._status.in_flight.count, load.running + load.waiting - asking, asking)
 
     def _ask(self, tasks: asyncio.TaskGroup) -> None:

@@ -42,6 +42,8 @@ class WorkerConfig(Resource):
     lease_seconds: int = Field(default=10, ge=2, le=600)
     start_timeout_seconds: float = Field(default=600, gt=0)
     drain_seconds: float = Field(default=30, ge=0)
+    stall_seconds: float = Field(default=10, ge=0)  # without a token while requests wait for one; 0: never a stall
+    simulated_devices: int = Field(default=0, ge=0, le=1024)  # "sim:0" and so on, for the engine sim
 
 
 class Config(Resource):

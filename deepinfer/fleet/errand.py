@@ -17,6 +17,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
+from deepinfer.agent.oom_score import offer
+
 _LINES_KEPT = 20
 _LONGEST_LINE = 2000
 
@@ -56,6 +58,7 @@ async def run_command(
         start_new_session=True,
         pass_fds=kept_open,
     )
+    offer(child.pid)
     lines: deque[str] = deque(maxlen=_LINES_KEPT)
     try:
         async for line in _lines(cast(asyncio.StreamReader, child.stdout)):

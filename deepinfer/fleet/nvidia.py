@@ -4,37 +4,42 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from deepinfer.fleet.resources import Device
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
 
 def nvidia_gpus(visible: str | None) -> tuple[Device, ...]:
     """Those that `visible` (CUDA_VISIBLE_DEVICES; None: all) leaves; none where there is no driver."""
+    none: tuple[Device, ...] = ()
+    return with_nvml(lambda nvml: _gpus(nvml, visible), none)
+
+
+def with_nvml(look: Callable[[Any], T], otherwise: T) -> T:
+    """What `look` finds with the library; `otherwise` where there is no driver, or it fails."""
     try:
         nvml = importlib.import_module("pynvml")
     except ImportError:
         log.debug("no GPUs looked for: nvidia-ml-py is not installed")
-        return ()
+        return otherwise
     try:
-        with _initialised(nvml):
-            return tuple(_gpu(nvml, index) for index in range(nvml.nvmlDeviceGetCount()) if _is_visible(index, visible))
+        nvml.nvmlInit()
+        try:
+            return look(nvml)
+        finally:
+            nvml.nvmlShutdown()
     except nvml.NVMLError as error:
-        log.debug("no GPUs found: %s", error)
-        return ()
+        log.debug("NVML found nothing: %s", error)
+        return otherwise
 
 
-@contextmanager
-def _initialised(nvml: Any) -> Iterator[None]:
-    nvml.nvmlInit()
-    try:
-        yield
-    finally:
-        nvml.nvmlShutdown()
+def _gpus(nvml: Any, visible: str | None) -> tuple[Device, ...]:
+    return tuple(_gpu(nvml, index) for index in range(nvml.nvmlDeviceGetCount()) if _is_visible(index, visible))
 
 
 def _gpu(nvml: Any, index: int) -> Device:

@@ -27,6 +27,8 @@ def named_devices(spec: DeploymentSpec) -> tuple[str, ...]:
     """Their ids, in the order given; none for "auto" and "cpu"."""
     if spec.device in ("auto", "cpu"):
         return ()
+    if spec.device.startswith("sim:"):
+        return tuple(spec.device.split(","))
     return tuple(f"cuda:{int(part.removeprefix('cuda:'))}" for part in spec.device.split(","))
 
 

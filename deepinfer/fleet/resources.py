@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 NAME = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$"
 Name = Annotated[str, StringConstraints(pattern=NAME)]
 Version = Annotated[str, StringConstraints(pattern=r"^\d{1,6}(\.\d{1,6}){0,4}[A-Za-z0-9.+-]{0,32}$")]
+DEVICES = r"^(auto|cpu|(cuda:)?\d+(,(cuda:)?\d+)*|sim:\d+(,sim:\d+)*)$"
 EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
 _SECRET = re.compile(r"(TOKEN(?!IZERS)|SECRET|PASSW|CREDENTIAL|API_?KEY|PRIVATE_?KEY)", re.IGNORECASE)
 
@@ -75,7 +76,7 @@ class DeploymentSpec(Resource):
     backend: Backend = Backend.NATIVE
     docker_image: str | None = None
     model_path: str | None = None
-    device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|(cuda:)?\d+(,(cuda:)?\d+)*)$")] = "auto"
+    device: Annotated[str, StringConstraints(pattern=DEVICES)] = "auto"
     tensor_parallel_size: int | None = Field(default=None, ge=1, le=1024)
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     replicas: int = Field(default=1, ge=0, le=1024)
@@ -101,6 +102,12 @@ class DeploymentSpec(Resource):
         return env
 
     @model_validator(mode="after")
+    def _simulated_devices_need_sim(self) -> DeploymentSpec:
+        if self.device.startswith("sim:") and self.engine is not EngineKind.SIM:
+            raise ValueError(f'device {self.device} is simulated; it needs "engine": "sim"')
+        return self
+
+    @model_validator(mode="after")
     def _image_needs_docker(self) -> DeploymentSpec:
         if self.docker_image is not None and self.backend is not Backend.DOCKER:
             raise ValueError('docker_image needs "backend": "docker"')
@@ -120,8 +127,8 @@ class Deployment(Resource):
 class Device(Resource):
     """One thing a node can compute on."""
 
-    id: str  # "cpu", "cuda:0"
-    kind: str  # "cpu", "cuda"
+    id: str  # "cpu", "cuda:0", "sim:0"
+    kind: str  # "cpu", "cuda", "sim"
     name: str
     memory_bytes: int
     compute_capability: str | None = None  # of CUDA devices, such as "8.9"

@@ -12,8 +12,14 @@ import psutil
 import pytest
 
 from deepinfer.engine_shim.client import EngineCall, EngineClient, GenerateRequest
+from deepinfer.engine_shim.failure import why_it_failed
+from deepinfer.engine_shim.loading import loaded
+from deepinfer.engine_shim.status import ShimStatus
 from deepinfer.engine_shim.token_engine import FinishReason, SamplingParams
 from deepinfer.fleet.errors import EngineFailed
+from deepinfer.fleet.launch import EngineLaunch
+from deepinfer.fleet.resources import EngineKind
+from tests.fleet import eventually
 from tests.sim_engine import SimProcess, sim_process
 
 STREAMS = 16
@@ -105,3 +111,27 @@ async def test_a_request_that_hangs_by_itself_ends_no_engine(tmp_path: Path) -> 
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(sim.process.wait(), 4)
         await client.close()
+
+
+async def test_a_core_that_hangs_while_idle_is_found_by_one_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deepinfer.engine_shim.failure._ASK_IDLE_SECONDS", 0.2)
+    launch = EngineLaunch(
+        placement="chat-aaaaa-0",
+        epoch=1,
+        engine=EngineKind.SIM,
+        served_names=("chat",),
+        device="cpu",
+        engine_args={"core_process": True},
+        socket=Path("unused"),
+    )
+    engine = await loaded(launch, lambda line: None)
+    watching = asyncio.create_task(why_it_failed(engine, ShimStatus(launch), 1.0))
+    try:
+        async with asyncio.timeout(20):
+            await asyncio.to_thread(eventually, lambda: engine.work_done() >= 2)  # it is asked, and answers
+            (core,) = psutil.Process().children()
+            core.suspend()
+            assert await watching == "it computed nothing for 1 s with 1 request in hand"
+    finally:
+        watching.cancel()
+        await engine.close()

@@ -87,12 +87,32 @@ def test_a_replica_goes_where_its_engine_and_devices_are(
         ({"device": "cpu"}, [node("a", cuda=1, cpu=False)], {"a": "offers no cpu device"}),
         ({"device": "cuda:3"}, [node("a", cuda=1)], {"a": "has no device cuda:3 (it has cpu, cuda:0)"}),
         ({"tensor_parallel_size": 2}, [node("a", cuda=1)], {"a": "has 1 free CUDA devices of the 2 needed"}),
+        ({"device": "sim:0"}, [node("a", cuda=1)], {"a": "has no device sim:0 (it has cpu, cuda:0)"}),
     ],
 )
 def test_a_refusal_says_why_for_each_node(spec: dict[str, Any], nodes: list[Node], reasons: dict[str, str]) -> None:
     wanted = plan(Snapshot(deployments=(deployment(**spec),), nodes=tuple(nodes)))
     assert wanted.placements == ()
     assert [(r.deployment, r.missing, r.reasons) for r in wanted.refusals] == [("chat", 1, reasons)]
+
+
+def test_a_simulated_engine_takes_simulated_devices_and_holds_them_alone() -> None:
+    offers = node("a", cuda=1)
+    sims = tuple(Device(id=f"sim:{i}", kind="sim", name="simulated", memory_bytes=1) for i in range(2))
+    wanted = plan(
+        Snapshot(
+            deployments=(deployment(replicas=2), deployment("second", device="sim:1", uid="bbbbb")),
+            nodes=(offers.model_copy(update={"devices": (*offers.devices, *sims)}),),
+        )
+    )
+    assert [p.devices for p in wanted.placements] == [("sim:0",), ("sim:1",)]
+    assert [r.reasons for r in wanted.refusals] == [{"a": "device sim:1 is taken by chat-aaaaa-1"}]
+
+
+@pytest.mark.parametrize("engine", ["vllm", "layer-shard"])
+def test_only_simulated_engines_run_on_simulated_devices(engine: str) -> None:
+    with pytest.raises(ValueError, match='device sim:0 is simulated; it needs "engine": "sim"'):
+        DeploymentSpec.model_validate({"model": "m", "engine": engine, "device": "sim:0"})
 
 
 def test_cuda_devices_belong_to_one_placement() -> None:

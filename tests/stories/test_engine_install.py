@@ -20,7 +20,7 @@ def engines(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def fresh(tmp_path: Path, engines: Path) -> Iterator[Fleet]:
-    fleet = Fleet(tmp_path, engines)
+    fleet = Fleet(tmp_path, engines=engines)
     try:
         fleet.start_serve()
         fleet.start_worker()

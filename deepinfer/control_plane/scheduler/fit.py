@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from deepinfer.engine_environments.choice import NoEngine, chosen_engine, newest_first, not_installed
 from deepinfer.engine_environments.compatibility import lines
 from deepinfer.fleet.parallelism import devices_needed, named_devices
-from deepinfer.fleet.resources import DeploymentSpec, Node
+from deepinfer.fleet.resources import DeploymentSpec, EngineKind, Node
 
 CPU = ("cpu",)
 
@@ -32,7 +32,7 @@ def same_engine(one: DeploymentSpec, other: DeploymentSpec) -> bool:
 def devices_for(spec: DeploymentSpec, node: Node, taken: Mapping[str, str]) -> tuple[str, ...] | NoFit:
     """The devices a new replica gets on `node`. `taken` maps its exclusive devices to the placements that hold them."""
     if not newest_first(spec, node.engines):
-        wanted = "cuda" if spec.device != "cpu" and _cuda(node) else "cpu"
+        wanted = "cuda" if spec.device != "cpu" and _has(node, "cuda") else "cpu"
         return NoFit(not_installed(spec, node.engines, wanted))
     if spec.device == "auto":
         return _free_devices(spec, node, taken)
@@ -58,8 +58,9 @@ def exclusive(devices: tuple[str, ...]) -> Iterator[str]:
 
 def _free_devices(spec: DeploymentSpec, node: Node, taken: Mapping[str, str]) -> tuple[str, ...] | NoFit:
     """Accelerators before the cpu. One engine runs the replica, so all its devices must suit the same one."""
-    needed, cuda = devices_needed(spec), _cuda(node)
-    free = [device for device in cuda if device not in taken]
+    needed, kind = devices_needed(spec), _accelerator(spec, node)
+    offered = [device.id for device in node.devices if device.kind == kind]
+    free = [device for device in offered if device not in taken]
     for engine in newest_first(spec, node.engines):
         only = node.model_copy(update={"engines": (engine,)})
         fitting = [device for device in free if not _refused_on((device,), spec, only)]
@@ -69,9 +70,9 @@ def _free_devices(spec: DeploymentSpec, node: Node, taken: Mapping[str, str]) ->
     if on_cpu is None:
         return CPU
     reasons = [verdict.reason for device in free if (verdict := _refused_on((device,), spec, node))]
-    if len(free) < needed and (cuda or not on_cpu.reason):
-        holders = "".join(f"; {device} is taken by {taken[device]}" for device in cuda if device in taken)
-        reasons.insert(0, f"has {len(free)} free CUDA devices of the {needed} needed{holders}")
+    if len(free) < needed and (offered or not on_cpu.reason):
+        holders = "".join(f"; {device} is taken by {taken[device]}" for device in offered if device in taken)
+        reasons.insert(0, f"has {len(free)} free {kind.upper()} devices of the {needed} needed{holders}")
     return NoFit("; ".join(dict.fromkeys(filter(None, [*reasons, on_cpu.reason]))))
 
 
@@ -95,9 +96,14 @@ def _exactly(wanted: tuple[str, ...], node: Node, taken: Mapping[str, str]) -> N
     return None
 
 
-def _cuda(node: Node) -> list[str]:
-    return [device.id for device in node.devices if device.kind == "cuda"]
+def _accelerator(spec: DeploymentSpec, node: Node) -> str:
+    """A simulated engine takes simulated devices where a node has them."""
+    return "sim" if spec.engine is EngineKind.SIM and _has(node, "sim") else "cuda"
+
+
+def _has(node: Node, kind: str) -> bool:
+    return any(device.kind == kind for device in node.devices)
 
 
 def _has_cpu(node: Node) -> bool:
-    return any(device.id == "cpu" for device in node.devices)
+    return _has(node, "cpu")

@@ -9,6 +9,8 @@ from multiprocessing.process import BaseProcess
 
 import psutil
 
+_REAPED_SECONDS = 1.0
+
 
 def core_processes() -> list[BaseProcess]:
     """EngineCore, one for each data-parallel rank: what this process started through multiprocessing."""
@@ -26,6 +28,7 @@ async def first_end(processes: list[BaseProcess]) -> str:
     finally:
         for each in processes:
             loop.remove_reader(each.sentinel)
+    await asyncio.to_thread(process.join, _REAPED_SECONDS)  # its files are closed a moment before its status is there
     return f"vLLM's {process.name} (process {process.pid}) {_how(process.exitcode)}"
 
 

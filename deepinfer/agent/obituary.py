@@ -1,0 +1,45 @@
+"""How an engine's end is told to people. Pure."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+
+CRASH_LOOP = 3
+"""Failures in a row from which on it is called a loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """What is known of one end."""
+
+    exit_status: int | None = None  # only a parent learns it; negative: the signal
+    blame: str | None = None  # why the agent itself ended it
+    told: str | None = None  # what the shim said its engine failed of
+    out_of_memory: str | None = None  # what the kernel's counters say
+
+
+def how_it_ended(end: End) -> str:
+    """A sentence without its full stop."""
+    if end.out_of_memory and not end.blame:
+        return f"The engine failed, {end.out_of_memory}"
+    if end.told:
+        return f"The engine failed: {end.told}"
+    if end.blame:
+        return end.blame
+    if end.exit_status is None:
+        return "The engine's process ended"
+    if end.exit_status < 0:
+        return f"The engine was killed by {signal.Signals(-end.exit_status).name}"
+    return f"The engine exited with status {end.exit_status}"
+
+
+def crashed(reason: str, failures_in_a_row: int, wait_seconds: float) -> str:
+    """What a status says while the next try is waited for."""
+    loop = f"crash loop: {failures_in_a_row} failures in a row; " if failures_in_a_row >= CRASH_LOOP else ""
+    return f"{loop}{reason.rstrip('.')}; trying again {wait_seconds:.0f} s later."
+
+
+def with_log(text: str, replica: str, line: str) -> str:
+    """`line`: what the log tells most with."""
+    return f"{text.rstrip('.')} (`deepinfer logs {replica}` has more){f': {line}' if line else ''}"
