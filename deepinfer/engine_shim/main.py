@@ -14,8 +14,10 @@ import sys
 from pathlib import Path
 from typing import Final
 
+import uvloop
 from pydantic import ValidationError
 
+from deepinfer.engine_shim.call_server import taking_calls
 from deepinfer.engine_shim.listening import add_loopback_port, unix_socket
 from deepinfer.engine_shim.loading import loaded
 from deepinfer.engine_shim.server import engine_server
@@ -39,7 +41,8 @@ def main() -> None:
     except (OSError, ValidationError) as error:
         print(f"The launch file {sys.argv[1]} cannot be used: {error}", file=sys.stderr)
         sys.exit(EX_CONFIG)
-    status = asyncio.run(_run(launch))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        status = runner.run(_run(launch))
     sys.stderr.flush()
     os._exit(status)  # an engine may still be loading in native code, and nothing is left to save
 
@@ -66,6 +69,11 @@ async def _run(launch: EngineLaunch) -> int:
 async def _serve(launch: EngineLaunch) -> None:
     """Until cancelled, or until the engine fails to load."""
     status = ShimStatus(launch)
+    async with taking_calls(status, launch.host):
+        await _serve_engine(launch, status)
+
+
+async def _serve_engine(launch: EngineLaunch, status: ShimStatus) -> None:
     server = engine_server(status)
     with unix_socket(server, launch.socket):
         status.endpoint = add_loopback_port(server, launch.host)

@@ -27,3 +27,4 @@ class ServedEngine:
     kv: KvContents
     load: Callable[[], EngineLoad]
     close: Callable[[], Awaitable[None]]
+    names: Callable[[], tuple[str, ...]] | None = None  # adapters, served besides the launch's names; may change

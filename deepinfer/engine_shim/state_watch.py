@@ -36,6 +36,7 @@ class StateWatch:
         self._stored: dict[int, KvBlock] = {}
         self._removed: dict[int, None] = {}
         self._told_phase: tuple[ShimPhase, str] | None = None
+        self._told_names: tuple[str, ...] = ()
         self._told_load = EngineLoad()
         self._told_load_at = 0.0
         self._looking_again: asyncio.Handle = asyncio.get_running_loop().call_soon(lambda: None)
@@ -63,7 +64,7 @@ class StateWatch:
         self._attach()
         if self._snapshot_due:
             yield from self._snapshot()
-        elif self._stored or self._removed or self._told_phase != self._phase():
+        elif self._stored or self._removed or self._told() != (self._phase(), self._status.names()):
             yield replace(self._state(), stored=tuple(self._stored.values()), removed=tuple(self._removed))
             self._forget_changes()
         elif self._status.load() != self._told_load:
@@ -104,12 +105,13 @@ class StateWatch:
         self._snapshot_due = False
         self._forget_changes()
         state = self._state()
-        yield replace(state, snapshot=True, stored=blocks[:at_once])
+        yield replace(state, snapshot=True, stored=blocks[:at_once], served_names=self._told_names)
         for start in range(at_once, len(blocks), at_once):
             yield replace(state, stored=blocks[start : start + at_once])
 
     def _state(self) -> EngineState:
         self._told_phase = self._phase()
+        names_before, self._told_names = self._told_names, self._status.names()
         self._told_load = self._status.load()
         self._told_load_at = asyncio.get_running_loop().time()
         return EngineState(
@@ -119,10 +121,14 @@ class StateWatch:
             phase=self._status.phase,
             message=self._status.message,
             load=self._told_load,
+            served_names=() if names_before == self._told_names else self._told_names,
         )
 
     def _phase(self) -> tuple[ShimPhase, str]:
         return self._status.phase, self._status.message
+
+    def _told(self) -> tuple[tuple[ShimPhase, str] | None, tuple[str, ...]]:
+        return self._told_phase, self._told_names
 
     def _forget_changes(self) -> None:
         self._stored.clear()

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from deepinfer.engine_shim.in_flight import InFlight
 from deepinfer.engine_shim.served_engine import ServedEngine
 from deepinfer.engine_shim.token_engine import EngineInfo, EngineLoad
 from deepinfer.engine_shim.wire import ShimInfo, ShimPhase
@@ -21,6 +22,9 @@ class ShimStatus:
         self.phase = ShimPhase.STARTING
         self.message = "starting"
         self.endpoint = ""
+        self.call_endpoint = ""
+        self.call_key = b""
+        self.in_flight = InFlight()
         self.engine: ServedEngine | None = None
         self._launch = launch
         self._listeners: list[Callable[[], None]] = []
@@ -34,9 +38,16 @@ class ShimStatus:
             endpoint=self.endpoint,
             pid=os.getpid(),
             engine=self._launch.engine,
-            served_names=self._launch.served_names,
+            served_names=self.names(),
+            call_endpoint=self.call_endpoint,
+            call_key=self.call_key,
         )
         return known if self.engine is None else _with_engine(known, self.engine.info())
+
+    def names(self) -> tuple[str, ...]:
+        """What a request's "model" may say: the launch's names, then those the engine serves besides now."""
+        own = self.engine.names() if self.engine is not None and self.engine.names is not None else ()
+        return tuple(dict.fromkeys((*self._launch.served_names, *own)))
 
     def load(self) -> EngineLoad:
         return EngineLoad() if self.engine is None else self.engine.load()
