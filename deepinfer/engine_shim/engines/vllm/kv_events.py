@@ -37,6 +37,7 @@ class BlockStored(msgspec.Struct, frozen=True, gc=False):
     group_idx: int | None = None
     kv_cache_spec_kind: str | None = None
     kv_cache_spec_sliding_window: int | None = None
+    locality: str | None = None
 
 
 class BlockRemoved(msgspec.Struct, frozen=True, gc=False):
@@ -45,12 +46,14 @@ class BlockRemoved(msgspec.Struct, frozen=True, gc=False):
     block_hashes: tuple[int | bytes, ...]
     medium: str | None = None
     group_idx: int | None = None
+    locality: str | None = None
 
 
 class AllBlocksCleared(msgspec.Struct, frozen=True, gc=False):
     """The cache was emptied; `medium` is told from the versions on that clear each tier by itself."""
 
     medium: str | None = None
+    locality: str | None = None
 
 
 Event: TypeAlias = BlockStored | BlockRemoved | AllBlocksCleared
@@ -106,7 +109,7 @@ def apply(events: Sequence[Event], contents: KvContents) -> None:
     removed: list[tuple[int, int]] = []
     stored: list[KvBlock] = []
     for event in events:
-        if event.medium not in _DEVICE:
+        if event.medium not in _DEVICE or event.locality == "REMOTE":
             continue
         if stored and not isinstance(event, BlockStored):  # in one change, what goes goes first
             contents.change(stored, removed)
