@@ -135,7 +135,7 @@ async def test_a_lost_message_is_noticed_and_the_watch_opened_again(
                 contents.change([block(number)], [(0, number - 2)])
             contents.change([block(9)])
             await following
-        assert same(mirror, contents)
+            assert same(mirror, contents)
         assert losing.watches == 2
         assert "has drifted" in caplog.text
 
