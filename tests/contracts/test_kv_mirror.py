@@ -140,6 +140,20 @@ async def test_a_lost_message_is_noticed_and_the_watch_opened_again(
         assert "has drifted" in caplog.text
 
 
+async def test_an_engine_whose_snapshots_do_not_fit_is_not_asked_for_ever() -> None:
+    class Wrong:
+        watches = 0
+
+        async def watch(self) -> AsyncIterator[EngineState]:
+            self.watches += 1
+            yield replace(first(), digest=self.watches)
+
+    wrong = Wrong()
+    with pytest.raises(StateDrift):
+        _ = [state async for state in mirrored(wrong, KvMirror())]
+    assert wrong.watches == 2
+
+
 async def until_holding(states: AsyncIterator[EngineState], mirror: KvMirror, key: BlockKey) -> None:
     async with asyncio.timeout(20):
         while key not in mirror:

@@ -122,7 +122,18 @@ def test_an_unknown_kind_is_skipped_with_one_warning(caplog: pytest.LogCaptureFi
 
 
 @pytest.mark.parametrize(
-    "payload", [b"", b"\xc1", b"\x90", old(["BlockStored", [5]]), old(["BlockRemoved", "all"]), old(7), b"\x80"]
+    "payload",
+    [
+        old(["BlockStored", [5], None, [2**32], 1, None]),
+        old(["BlockStored", [5], None, [1], 0, None]),
+        b"",
+        b"\xc1",
+        b"\x90",
+        old(["BlockStored", [5]]),
+        old(["BlockRemoved", "all"]),
+        old(7),
+        b"\x80",
+    ],
 )
 def test_what_is_no_batch_is_an_error(payload: bytes) -> None:
     with pytest.raises(msgspec.DecodeError):
