@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,25 +28,28 @@ class Shim:
     status: ShimStatus
     names: tuple[str, ...] = ()
 
-    def engine(self, app: AsgiApp) -> ServedEngine:
-        async def close() -> None:
-            pass
 
-        async def whole() -> str:
-            await asyncio.Event().wait()
-            return "never"
+def engine_over(app: AsgiApp, kv: KvContents, names: Callable[[], tuple[str, ...]] = tuple) -> ServedEngine:
+    """An engine with an application and a KV cache that tests fill, and nothing that computes."""
 
-        return ServedEngine(
-            info=_info,
-            app=app,
-            generate=_no_tokens,
-            kv=KvContents(1),
-            load=EngineLoad,
-            work_done=lambda: 0,
-            broken=whole,
-            close=close,
-            names=lambda: self.names,
-        )
+    async def close() -> None:
+        return
+
+    async def broken() -> str:
+        await asyncio.Event().wait()
+        return "never"
+
+    return ServedEngine(
+        info=_info,
+        app=app,
+        generate=_no_tokens,
+        kv=kv,
+        load=EngineLoad,
+        work_done=lambda: 0,
+        broken=broken,
+        close=close,
+        names=names,
+    )
 
 
 async def _no_tokens(request: GenerateRequest) -> AsyncGenerator[GenerateDelta, None]:
@@ -84,7 +87,7 @@ async def shim_over(app: AsgiApp) -> AsyncIterator[Shim]:
     async with taking_calls(shim.status, launch.host):
         shim.status.endpoint = add_loopback_port(server, launch.host)
         await server.start()
-        shim.status.ready(shim.engine(app))
+        shim.status.ready(engine_over(app, KvContents(1), lambda: shim.names))
         try:
             yield shim
         finally:

@@ -18,14 +18,14 @@ from deepinfer.engine_shim.client import EngineClient
 from deepinfer.engine_shim.kv_contents import BlockKey, KvBlock, KvContents, KvGroup, block_digest
 from deepinfer.engine_shim.kv_mirror import KvMirror, StateDrift, mirrored
 from deepinfer.engine_shim.listening import add_loopback_port
-from deepinfer.engine_shim.served_engine import Receive, Scope, Send, ServedEngine
+from deepinfer.engine_shim.served_engine import Receive, Scope, Send
 from deepinfer.engine_shim.server import engine_server
 from deepinfer.engine_shim.state_wire import EngineState, state_from_bytes, state_to_bytes
 from deepinfer.engine_shim.status import ShimStatus
-from deepinfer.engine_shim.token_engine import EngineInfo, EngineLoad
 from deepinfer.engine_shim.wire import ShimPhase
 from deepinfer.fleet.launch import EngineLaunch
 from deepinfer.fleet.resources import EngineKind
+from tests.shim_in_process import engine_over
 
 
 def block(said: int, group: int = 0) -> KvBlock:
@@ -67,9 +67,6 @@ async def serving(contents: KvContents, folder: Path) -> AsyncIterator[EngineCli
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         raise NotImplementedError
 
-    async def close() -> None:
-        return
-
     launch = EngineLaunch(
         placement="chat-aaaaa-0",
         epoch=1,
@@ -81,8 +78,7 @@ async def serving(contents: KvContents, folder: Path) -> AsyncIterator[EngineCli
         socket=folder / "shim.sock",
     )
     status = ShimStatus(launch)
-    info = EngineInfo("m", "sim", "1", 100, 2, 100, "none", 0)
-    status.ready(ServedEngine(lambda: info, app, None, contents, EngineLoad, close))
+    status.ready(engine_over(app, contents))
     server = engine_server(status)
     client = EngineClient(add_loopback_port(server, "127.0.0.1"))
     await server.start()
