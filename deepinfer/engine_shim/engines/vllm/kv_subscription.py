@@ -85,11 +85,20 @@ async def follow(folder: Path, contents: KvContents, *, worked: asyncio.Event | 
             except* _PublisherGone:
                 log.warning("vLLM's engine core has ended its KV events; what it held is forgotten.")
                 contents.restart(time.time_ns())
+            _end_if_cancelled()
+
+
+def _end_if_cancelled() -> None:
+    """A group that fails in the moment it is cancelled tells of its failure only."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 @contextmanager
 def _context() -> Iterator[zmq.asyncio.Context]:
     context = zmq.asyncio.Context()
+    context.linger = 0  # a question that nobody takes must not keep the process from ending
     try:
         yield context
     finally:
