@@ -124,7 +124,7 @@ class _Connection:
         self._check: asyncio.TimerHandle | None = None
 
     async def run(self, worked: asyncio.Event) -> None:
-        """Until the process that publishes has ended. Its end is no error: a group that fails when cancelled hides that."""
+        """Until the process that publishes has ended; no error, for a group that fails while cancelled hides that."""
         with self._context.socket(zmq.SUB) as events:
             events.set_hwm(_QUEUED_BATCHES)
             events.subscribe(_TOPIC.encode())
