@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,6 +19,7 @@ from deepinfer.engine_shim.engines.vllm.kv_events import (
     extra_digest,
 )
 from deepinfer.engine_shim.kv_contents import KvBlock, KvContents, KvGroup
+from deepinfer.engine_shim.kv_residency import resident_tokens
 
 # Made by the structs of vLLM 0.32.0's kv_events.py. Five events: a salted prompt of two blocks in group 0, its last
 # block alone in group 1 (a sliding window of 5), a block of the adapter "sql" with an image, a block offloaded to the
@@ -187,6 +189,27 @@ def test_kinds_say_how_much_of_a_prefix_a_group_needs() -> None:
     assert group(kv_cache_spec_kind="mamba").tail == 1
     assert group(kv_cache_spec_kind="sliding_window_mla", kv_cache_spec_sliding_window=128).tail == 127
     assert group(kv_cache_spec_kind="chunked_local_attention").tail == 0
+
+
+def test_a_hybrid_model_s_events_and_what_is_really_resident() -> None:
+    """Sent by vLLM 0.32.0 for a Gemma 3 of 4 layers, 3 of them with a window of 100: a prompt of 225 tokens, 40 more.
+
+    The windows' groups were told 7 blocks of tokens and kept the last 4; of the block made while decoding, none.
+    """
+    lines = Path(__file__).with_name("vllm_hybrid_batches.hex").read_text().split()
+    contents = contents_after(*map(bytes.fromhex, lines))
+    windows = [KvGroup(index, 32, "sliding_window", 99) for index in range(3)]
+    assert contents.groups() == (*windows, KvGroup(3, 32))
+    chain = [block.hash for block in contents.snapshot() if block.group == 3]
+    assert [block.parent for block in contents.snapshot() if block.group == 3] == [0, *chain[:-1]]
+    assert len(chain) == 8
+    for window in windows:
+        assert [said for said in chain if (window.index, said) in contents] == chain[3:7]
+    assert resident_tokens(chain, 32, contents.groups(), contents) == 7 * 32
+    assert resident_tokens(chain, 32, [KvGroup(3, 32)], contents) == 8 * 32
+    contents.change(removed=[(1, chain[3])])
+    assert (0, chain[3]) in contents
+    assert resident_tokens(chain, 32, contents.groups(), contents) == 0
 
 
 def test_a_tier_s_clearing_clears_only_what_lies_on_the_device() -> None:

@@ -13,6 +13,8 @@ from typing import Any
 
 import msgspec
 import pytest
+import zmq
+import zmq.asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -248,6 +250,27 @@ async def test_a_long_history_is_replayed_whole() -> None:
         async with following(folder) as contents:
             await until(contents, lambda: len(contents) == 5000)
         publisher.close()
+
+
+async def test_it_ends_although_nobody_answers_its_question() -> None:
+    with private_folder() as folder, zmq.asyncio.Context() as context, context.socket(zmq.XPUB) as events:
+        events.bind(f"ipc://{folder}/events")
+        async with following(folder) as contents:
+            assert await events.recv() == b"\x01kv"  # it has subscribed
+            await asyncio.sleep(0.2)  # and asked for a replay, on a socket that nobody has bound
+            assert len(contents) == 0
+
+
+@pytest.mark.parametrize("turns", range(0, 30, 3))
+async def test_it_ends_in_the_moment_the_publisher_does(turns: int) -> None:
+    with private_folder() as folder:
+        publisher = KvPublisher(folder)
+        async with following(folder) as contents:
+            await publisher.publish(batch(stored(1)))
+            await holds(contents, 1)
+            publisher.close()
+            for _ in range(turns):
+                await asyncio.sleep(0)
 
 
 _group = st.integers(0, 1)

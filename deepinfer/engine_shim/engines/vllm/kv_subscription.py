@@ -80,24 +80,19 @@ async def follow(folder: Path, contents: KvContents, *, worked: asyncio.Event | 
     """
     with _context() as context:
         while True:
-            try:
-                await _Connection(context, folder, contents).run(worked or asyncio.Event())
-            except* _PublisherGone:
-                log.warning("vLLM's engine core has ended its KV events; what it held is forgotten.")
-                contents.restart(time.time_ns())
+            await _Connection(context, folder, contents).run(worked or asyncio.Event())
+            log.warning("vLLM's engine core has ended its KV events; what it held is forgotten.")
+            contents.restart(time.time_ns())
 
 
 @contextmanager
 def _context() -> Iterator[zmq.asyncio.Context]:
     context = zmq.asyncio.Context()
+    context.linger = 0  # a question that nobody takes must not keep the process from ending
     try:
         yield context
     finally:
         context.destroy(linger=0)
-
-
-class _PublisherGone(Exception):
-    """The process that published has ended."""
 
 
 class _Contents:
@@ -128,8 +123,8 @@ class _Connection:
         self._replay_wanted = asyncio.Event()
         self._check: asyncio.TimerHandle | None = None
 
-    async def run(self, worked: asyncio.Event) -> NoReturn:
-        """Ends with `_PublisherGone`, in a group."""
+    async def run(self, worked: asyncio.Event) -> None:
+        """Until the process that publishes has ended; no error, for a group that fails while cancelled hides that."""
         with self._context.socket(zmq.SUB) as events:
             events.set_hwm(_QUEUED_BATCHES)
             events.subscribe(_TOPIC.encode())
@@ -137,21 +132,20 @@ class _Connection:
             events.connect(_endpoint(self._folder))
             try:
                 async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(self._watch_connection(monitor))
-                    tasks.create_task(self._listen(events))
-                    tasks.create_task(self._heal())
-                    tasks.create_task(self._mind(worked))
+                    work = [tasks.create_task(w) for w in (self._listen(events), self._heal(), self._mind(worked))]
+                    await self._until_disconnected(monitor)
+                    for task in work:
+                        task.cancel()
             finally:
                 events.disable_monitor()
                 if self._check is not None:
                     self._check.cancel()
-        raise AssertionError("its tasks end with an error only")
 
-    async def _watch_connection(self, monitor: Any) -> None:
+    async def _until_disconnected(self, monitor: Any) -> None:
         while True:
             said = await recv_monitor_message(monitor)
             if said["event"] == zmq.EVENT_DISCONNECTED:
-                raise _PublisherGone
+                return
             self._replay_wanted.set()
             self._check_soon()  # a batch may have come between the replay and the subscription
 
