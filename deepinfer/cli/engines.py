@@ -110,7 +110,8 @@ async def _installed(wanted: InstalledEngine) -> tuple[EngineRow, bool]:
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 - for the type checker: a coroutine runs in a task
     for number in (signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     try:
         with display() as shown:
             outcome = await install(wanted, engines_dir(), os.environ, shown.show)

@@ -70,6 +70,13 @@ def test_an_unknown_argument_is_final(tmp_path: Path) -> None:
         EnginesHere(tmp_path, (CPU,)).environment_for(vllm_on("cpu", engine_args={"max_num_seq": 2}))
 
 
+def test_a_damaged_environment_says_how_to_mend_it(tmp_path: Path) -> None:
+    folder = put_environment(tmp_path, installed("vllm", "0.32.0", "cpu"))
+    (folder / FLAGS).write_text("{")
+    with pytest.raises(EngineNotInstalled, match="`deepinfer engine remove vllm-"):
+        EnginesHere(tmp_path, (CPU,)).environment_for(vllm_on("cpu"))
+
+
 async def test_a_node_hears_of_engines_that_come_and_go(tmp_path: Path) -> None:
     engines = tmp_path / "engines"
     engine = installed("vllm", "0.32.0", "cpu")
