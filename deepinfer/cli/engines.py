@@ -84,6 +84,8 @@ def _wanted(name: str, cpu: bool, version: str | None) -> InstalledEngine:
     accelerator = "cpu" if cpu else _accelerator()
     try:
         chosen = TypeAdapter(Version).validate_python(version or recipes[EngineKind(name)][accelerator].version)
+        if chosen.replace(".", "").isdigit():
+            chosen += ".0" * (2 - chosen.count("."))  # 0.32 is 0.32.0, and must not be installed beside it
     except ValidationError as error:
         raise InvalidInput(f"--version wants a version such as 0.32.0, not {version!r}.") from error
     return InstalledEngine(kind=EngineKind(name), version=chosen, accelerator=accelerator)

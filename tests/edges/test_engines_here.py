@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +10,15 @@ import pytest
 
 from deepinfer.agent.engine_choice import EnginesHere
 from deepinfer.agent.node_record import NodeRecord
-from deepinfer.engine_environments.environment import FLAGS, MARKER, EnvironmentRecord, name_of
-from deepinfer.engine_environments.flags import EngineFlags, Flag
+from deepinfer.engine_environments.environment import FLAGS
 from deepinfer.engine_environments.installed import installed_engines
 from deepinfer.fleet.errors import EngineNotInstalled, EngineWillNotStart
 from deepinfer.fleet.resources import DeploymentSpec, Device, InstalledEngine, Node, Placement
+from tests.engine_folders import put_environment
 from tests.fleet_values import installed, placement
 
 CPU = Device(id="cpu", kind="cpu", name="CPU", memory_bytes=1)
 BLACKWELL = Device(id="cuda:0", kind="cuda", name="GeForce", memory_bytes=1, compute_capability="12.0")
-
-
-def put_environment(engines: Path, engine: InstalledEngine) -> Path:
-    """A folder as an installation leaves it, with our own Python in it."""
-    folder = engines / name_of(engine)
-    (folder / "bin").mkdir(parents=True)
-    (folder / "bin" / "python").symlink_to(sys.executable)
-    flags = EngineFlags(
-        engine=engine.kind, version=engine.version, flags=(Flag(options=("--max-num-seqs",), takes_value=True),)
-    )
-    (folder / FLAGS).write_bytes(flags.to_json())
-    record = EnvironmentRecord(engine=engine, python="3.11", packages=1, size_bytes=1, made_at="2026-01-01T00:00:00Z")
-    (folder / MARKER).write_bytes(record.to_json())
-    return folder
 
 
 def vllm_on(*devices: str, **fields: Any) -> Placement:
