@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from pydantic import BaseModel
+
 from deepinfer.agent.node_record import NodeRecord
 from deepinfer.fleet import keys
 from deepinfer.fleet.errors import DeepinferError, LeaseLost, StoreConflict, StoreFull, StoreUnavailable
@@ -22,6 +24,13 @@ log = logging.getLogger(__name__)
 
 class NodeNameTaken(DeepinferError):
     """Another worker has this name; give this one another name."""
+
+
+class _Holder(BaseModel):
+    """Whose a node's key is: all that is read of a record that another version may have written."""
+
+    instance: str
+    agent_endpoint: str
 
 
 async def stay_registered(store: EtcdStore, record: NodeRecord, lease_seconds: int, registered: asyncio.Event) -> None:
@@ -47,7 +56,7 @@ async def _claim(store: EtcdStore, node: Node, lease: Lease) -> None:
     key = keys.node(node.name)
     reading = await store.read(key)
     if key in reading.entries:
-        holder = Node.model_validate_json(reading.entries[key].value)
+        holder = _Holder.model_validate_json(reading.entries[key].value)
         if holder.instance != node.instance:
             raise NodeNameTaken(
                 f'Another worker is registered as "{node.name}" (its agent is at {holder.agent_endpoint}); give this '

@@ -84,6 +84,8 @@ def _wanted(name: str, cpu: bool, version: str | None) -> InstalledEngine:
     accelerator = "cpu" if cpu else _accelerator()
     try:
         chosen = TypeAdapter(Version).validate_python(version or recipes[EngineKind(name)][accelerator].version)
+        if chosen.replace(".", "").isdigit():
+            chosen += ".0" * (2 - chosen.count("."))  # 0.32 is 0.32.0, and must not be installed beside it
     except ValidationError as error:
         raise InvalidInput(f"--version wants a version such as 0.32.0, not {version!r}.") from error
     return InstalledEngine(kind=EngineKind(name), version=chosen, accelerator=accelerator)
@@ -110,7 +112,8 @@ async def _installed(wanted: InstalledEngine) -> tuple[EngineRow, bool]:
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 - for the type checker: a coroutine runs in a task
     for number in (signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     try:
         with display() as shown:
             outcome = await install(wanted, engines_dir(), os.environ, shown.show)

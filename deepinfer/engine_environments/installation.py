@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
 from deepinfer.engine_environments.choice import quoted, refusing_line
 from deepinfer.engine_environments.compatibility import Recipe, compatibility, lines
@@ -111,7 +112,7 @@ async def _built(bench: Workbench, engine: InstalledEngine, recipe: Recipe) -> E
     trying = _numbered(bench, total, total)
     removed = await _without_what_does_not_load(trying, recipe)
     version = await _try_engine(trying, recipe)
-    if version != engine.version:
+    if version.release != Version(engine.version).release:
         raise StepFailed(f"what came says that it is {version}.")
     record = EnvironmentRecord(
         engine=engine,
@@ -160,7 +161,7 @@ async def _without_what_does_not_load(bench: Workbench, recipe: Recipe) -> dict[
     return removed
 
 
-async def _try_engine(bench: Workbench, recipe: Recipe) -> str:
+async def _try_engine(bench: Workbench, recipe: Recipe) -> Version:
     """Everything that a start will import is imported; the engine's flags are written down. Answers its version."""
     bench.progress(f"trying {recipe.module}")
     target, package = bench.folder / FLAGS, bench.folder / "package"
@@ -170,7 +171,7 @@ async def _try_engine(bench: Workbench, recipe: Recipe) -> str:
         if done.exit_status:
             raise StepFailed(f"it does not load: {done.last_lines[-1] if done.last_lines else done.exit_status}")
     shutil.rmtree(package)
-    return EngineFlags.model_validate_json(target.read_bytes()).version.partition("+")[0]
+    return Version(EngineFlags.model_validate_json(target.read_bytes()).version)
 
 
 async def _import_error(bench: Workbench, module: str) -> str | None:

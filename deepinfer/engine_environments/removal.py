@@ -30,11 +30,16 @@ def remove(engines: Path, name: str) -> None:
 
 
 def _user_of(folder: Path) -> psutil.Process | None:
-    """A process that runs with its interpreter, whatever path led there."""
-    bins = {str(folder / "bin"), str(folder.resolve() / "bin")}
+    """A process that runs with its interpreter, whatever path led there; of a link, one that came over the link."""
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
             command = process.cmdline()
-            if command and str(Path(command[0]).parent) in bins:
+            if command and command[0].startswith("/") and _is_from(Path(command[0]).parent, folder):
                 return process
     return None
+
+
+def _is_from(bin_folder: Path, folder: Path) -> bool:
+    if folder.is_symlink():
+        return bin_folder == folder / "bin"
+    return bin_folder.resolve() == folder.resolve() / "bin"

@@ -9,14 +9,26 @@ import re
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from packaging import version
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 NAME = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$"
 Name = Annotated[str, StringConstraints(pattern=NAME)]
-Version = Annotated[str, StringConstraints(pattern=r"^\d{1,6}(\.\d{1,6}){0,4}[A-Za-z0-9.+-]{0,32}$")]
 DEVICES = r"^(auto|cpu|(cuda:)?\d+(,(cuda:)?\d+)*|sim:\d+(,sim:\d+)*)$"
 EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
 _SECRET = re.compile(r"(TOKEN(?!IZERS)|SECRET|PASSW|CREDENTIAL|API_?KEY|PRIVATE_?KEY)", re.IGNORECASE)
+
+
+def _comparable(text: str) -> str:
+    """What is not a version must not get as far as the scheduler, which compares them all."""
+    try:
+        version.Version(text)
+    except version.InvalidVersion as error:
+        raise ValueError(f"{text} is not a version, such as 0.32.0") from error
+    return text
+
+
+Version = Annotated[str, StringConstraints(pattern=r"^\d[A-Za-z0-9.+]{0,63}$"), AfterValidator(_comparable)]
 
 
 def looks_secret(variable: str) -> bool:
@@ -131,7 +143,7 @@ class Device(Resource):
     kind: str  # "cpu", "cuda", "sim"
     name: str
     memory_bytes: int
-    compute_capability: str | None = None  # of CUDA devices, such as "8.9"
+    compute_capability: Version | None = None  # of CUDA devices, such as "8.9"
 
 
 ANY_ACCELERATOR = "any"
@@ -141,7 +153,7 @@ class InstalledEngine(Resource):
     """An engine that can be started on a node."""
 
     kind: EngineKind
-    version: str
+    version: Version
     accelerator: str  # the kind of device it was built for: "cpu", "cuda", or "any"
 
 

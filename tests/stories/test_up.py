@@ -168,5 +168,5 @@ def test_it_can_be_ended_while_it_starts(up: Up) -> None:
 def test_a_refused_model_ends_it_and_says_why(up: Up) -> None:
     up.start("--engine", "vllm")
     assert up.ends() == 1
-    assert "Error: " in up.progress()
+    assert "Error: " in up.progress() and "`deepinfer engine install vllm" in up.progress()
     assert up.fleet.processes() == []
