@@ -239,7 +239,7 @@ class Replica:
             self._fail(Stage.REFUSED, "The engine refused its spec", self._log_line())
         else:
             end = self._end(exit_status)
-            known = end.told or end.blame or end.out_of_memory
+            known = end.told or end.blame or end.out_of_memory or (exit_status or 0) < 0
             line = error_told(self._workshop.launcher.folder(self.id)) if known else self._log_line()
             self._fail(Stage.CRASHED, how_it_ended(end), line)
 

@@ -54,7 +54,7 @@ def last_error(lines: Sequence[str]) -> str | None:
 
 def told_failure(lines: Sequence[str]) -> str | None:
     """What the shim itself said that its engine died of."""
-    told = [line.strip() for line in lines[-_OWN_LAST_LINES:] if line.startswith(FAILURE_LINE)]
+    told = [line.strip() for line in lines if line.startswith(FAILURE_LINE)]
     return told[-1].removeprefix(FAILURE_LINE) if told else None
 
 

@@ -54,6 +54,7 @@ def test_a_line_that_points_at_another_is_better_than_none() -> None:
     )
 
 
-def test_what_the_shim_says_is_the_end() -> None:
-    assert told_failure(["x", "engine failed: its core (process 7) was killed by SIGKILL"]) is not None
-    assert told_failure(["engine failed: long ago", *["more"] * 30]) is None
+def test_what_the_shim_says_counts_whatever_other_processes_print_after_it() -> None:
+    reason = "its core (process 7) was killed by SIGKILL"
+    assert told_failure(["x", f"engine failed: {reason}", *["(Worker pid=8) INFO leaving"] * 30]) == reason
+    assert told_failure(["an engine failed: not ours"]) is None
