@@ -19,11 +19,11 @@ import psutil
 
 from deepinfer.agent.engine_log import log_path, start_new_log
 from deepinfer.agent.engine_process import MARK, EngineProcess, Mark, engine_processes
-from deepinfer.agent.oom_score import offer
 from deepinfer.agent.simulated_devices import DeviceLocks
 from deepinfer.engine_environments.environment import Environment
 from deepinfer.fleet.durable_file import write_durably
 from deepinfer.fleet.launch import EngineLaunch
+from deepinfer.fleet.oom_score import offer
 from deepinfer.fleet.own_package import with_own_package
 from deepinfer.fleet.parallelism import tensor_parallel_size
 from deepinfer.fleet.resources import Placement, looks_secret

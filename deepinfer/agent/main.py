@@ -25,7 +25,6 @@ from deepinfer.agent.logs_service import serving_logs
 from deepinfer.agent.models import Models
 from deepinfer.agent.node_agent import NodeAgent
 from deepinfer.agent.node_record import NodeRecord
-from deepinfer.agent.oom_score import spare_this_process
 from deepinfer.agent.registration import stay_registered
 from deepinfer.agent.simulated_devices import simulated_devices
 from deepinfer.agent.state_folder import StateFolder, opened_state
@@ -35,6 +34,7 @@ from deepinfer.fleet.config import Config, InvalidConfig, load_config
 from deepinfer.fleet.convergence import keep_converging
 from deepinfer.fleet.entry import run_process
 from deepinfer.fleet.errors import StoreUnavailable
+from deepinfer.fleet.oom_score import spare_this_process
 from deepinfer.fleet.resources import Name, Node
 from deepinfer.fleet.store import EtcdStore
 

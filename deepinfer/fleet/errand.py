@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
-from deepinfer.agent.oom_score import offer
+from deepinfer.fleet.oom_score import offer
 
 _LINES_KEPT = 20
 _LONGEST_LINE = 2000
