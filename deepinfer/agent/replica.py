@@ -191,7 +191,7 @@ class Replica:
         if sight.phase is Phase.READY:
             self._ready.set()
             self._cgroup = self._workshop.out_of_memory.remember(process.pid) or self._cgroup
-            process.note_memory()
+            process.note_members()
             self._ready_since = self._ready_since or asyncio.get_running_loop().time()
         phase = Phase.DRAINING if self._stage is Stage.ENDING else sight.phase
         self._publish(
