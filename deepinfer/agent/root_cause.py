@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from deepinfer.fleet.launch import FAILURE_LINE
 
-_LAST_LINES = 500  # an end prints a traceback for every process and every open request
+_LAST_LINES = 10_000  # an end prints a long traceback for every process and every open request
 _OWN_LAST_LINES = 20  # of an engine that is one process
 _PREFIX = re.compile(
     r"^(?:\((?P<role>[A-Za-z_]+)[^)]*\) )?(?:(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \S+ \[[^\]]*\] )?"

@@ -28,6 +28,12 @@ def test_the_deepest_process_is_quoted(log: str, begin: str) -> None:
     assert found is not None and found.startswith(begin)
 
 
+def test_tracebacks_of_many_requests_do_not_hide_it() -> None:
+    end = (LOGS / "worker_killed.log").read_text().splitlines()
+    found = root_cause([*end, *(LOGS / "core_killed.log").read_text().splitlines() * 100])
+    assert found is not None and found.startswith("Worker proc VllmWorker-0 died unexpectedly")
+
+
 def test_a_core_that_was_killed_said_nothing() -> None:
     """All that is printed of it is the API side's own trouble."""
     assert root_cause((LOGS / "core_killed.log").read_text().splitlines()) is None
