@@ -149,7 +149,9 @@ class Replica:
             placement.devices,
             self._workshop.launcher,
             self._workshop.in_charge,
-            lambda text: self._publish(phase=Phase.FAILED, message=text),
+            lambda wait: self._publish(
+                phase=Phase.FAILED if wait.needs_help else Phase.PREPARING, message=wait.message
+            ),
         )
         if self._started_before:
             self._restarts = self._restarts.after_start()
