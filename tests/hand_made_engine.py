@@ -1,21 +1,23 @@
-"""An EngineService whose answers a test writes by hand: for engines that fail where no real one can be made to.
+"""An engine whose answers a test writes by hand: for those that fail where no real one can be made to.
 
-A real gRPC server on loopback, in the test's own process. Well-behaved engines are real shims (`sim_engine.py`).
+A real gRPC server and a real port for calls on loopback, in the test's own process. Well-behaved engines are real shims
+(`sim_engine.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import grpc
 import grpc.aio
 
 from deepinfer.engine_shim import wire
-from deepinfer.engine_shim.frames import AnswerFrame, Body, Cancel, End, EngineCall, Head, Open
+from deepinfer.engine_shim.call_wire import HELLO, FrameReader, answer_to_bytes, call_from_bytes
+from deepinfer.engine_shim.frames import AnswerFrame, Body, CallFrame, Cancel, End, EngineCall, Head, MoreBody, Open
 from deepinfer.engine_shim.state_wire import EngineState, state_to_bytes
 from deepinfer.engine_shim.wire import METHODS, ShimInfo, ShimPhase
 
@@ -47,9 +49,12 @@ class HandMadeEngine:
     identified: int = 0  # how often it was asked who it is
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     phase: ShimPhase = ShimPhase.READY
+    names: tuple[str, ...] = ("chat",)
     _phase_changed: asyncio.Condition = field(default_factory=asyncio.Condition)
-    _writing: asyncio.Lock = field(default_factory=asyncio.Lock)  # gRPC takes one message of a stream at a time
+    _coming: dict[int, EngineCall] = field(default_factory=dict)
     _server: grpc.aio.Server | None = None
+    _calls: asyncio.Server | None = None
+    _connections: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def start(self, port: int = 0) -> None:
         options = (("grpc.so_reuseport", 0), ("grpc.http2.max_ping_strikes", 0))
@@ -57,55 +62,88 @@ class HandMadeEngine:
         server.add_generic_rpc_handlers((self._service(),))
         self.endpoint = f"127.0.0.1:{server.add_insecure_port(f'127.0.0.1:{port}')}"
         await server.start()
+        self._calls = await asyncio.start_server(self._call, "127.0.0.1", 0)
 
     async def stop(self) -> None:
         """At once: its connections break, as if the process had died."""
-        if self._server is not None:
+        if self._server is not None and self._calls is not None:
+            self._calls.close()
+            for connection in self._connections:
+                connection.cancel()
             await self._server.stop(None)
 
-    async def becomes(self, phase: ShimPhase) -> None:
+    async def becomes(self, phase: ShimPhase, names: tuple[str, ...] = ("chat",)) -> None:
         async with self._phase_changed:
-            self.phase = phase
+            self.phase, self.names = phase, names
             self._phase_changed.notify_all()
 
     def _service(self) -> grpc.GenericRpcHandler[Any, Any]:
         handlers = {
             "GetInfo": grpc.unary_unary_rpc_method_handler(self._info, None, wire.info_to_bytes),
             "WatchState": grpc.unary_stream_rpc_method_handler(self._watch, None, state_to_bytes),
-            "Call": grpc.stream_stream_rpc_method_handler(self._call, wire.call_frames_from_bytes, _to_wire),
         }
-        return grpc.method_handlers_generic_handler(METHODS["Call"].split("/")[1], handlers)
+        return grpc.method_handlers_generic_handler(METHODS["GetInfo"].split("/")[1], handlers)
 
     async def _info(self, request: bytes, context: Any) -> ShimInfo:
         self.identified += 1
-        return ShimInfo(self.placement, self.epoch, self.phase, "", self.endpoint, 1, "hand-made", ("chat",))
+        assert self._calls is not None
+        port = self._calls.sockets[0].getsockname()[1]
+        return ShimInfo(
+            placement=self.placement,
+            epoch=self.epoch,
+            phase=self.phase,
+            message="",
+            endpoint=self.endpoint,
+            pid=1,
+            engine="hand-made",
+            served_names=self.names,
+            call_endpoint=f"127.0.0.1:{port}",
+            call_key=b"key",
+        )
 
     async def _watch(self, request: bytes, context: Any) -> AsyncIterator[EngineState]:
         while True:
-            phase = self.phase
-            yield EngineState(boot_epoch=1, sequence=0, snapshot=True, phase=phase)
+            told = self.phase, self.names
+            yield EngineState(boot_epoch=1, sequence=0, snapshot=True, phase=self.phase, served_names=self.names)
             async with self._phase_changed:
-                await self._phase_changed.wait_for(lambda told=phase: self.phase is not told)  # type: ignore[misc]
+                await self._phase_changed.wait_for(lambda told=told: (self.phase, self.names) != told)  # type: ignore[misc]
 
-    async def _call(self, requests: AsyncIterator[list[Any]], context: Any) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            async for frames in requests:
-                for frame in frames:
-                    match frame:
-                        case Open(stream, call, _):
-                            self.calls.append(call)
-                            tasks.create_task(self._answer(stream, call, context))
-                        case Cancel():
-                            self.cancelled.set()
+    async def _call(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        answering: set[asyncio.Task[None]] = set()
+        frames = FrameReader()
+        with suppress(ConnectionError, asyncio.CancelledError):
+            while data := await reader.read(1 << 20):
+                for kind, stream, content in frames.read(data):
+                    if kind != HELLO:
+                        self._take(call_from_bytes(kind, stream, content), answering, writer)
+        for answer in answering:
+            answer.cancel()
+        self._connections.discard(task)
+        writer.transport.abort()
 
-    async def _answer(self, stream: int, call: EngineCall, context: Any) -> None:
+    def _take(self, frame: CallFrame, answering: set[asyncio.Task[None]], writer: asyncio.StreamWriter) -> None:
+        match frame:
+            case Open(stream, call, whole):
+                self._coming[stream] = call
+                if whole:
+                    answering.add(asyncio.create_task(self._answer(stream, writer)))
+            case MoreBody(stream, data, last):
+                call = self._coming[stream]
+                self._coming[stream] = replace(call, body=call.body + data)
+                if last:
+                    answering.add(asyncio.create_task(self._answer(stream, writer)))
+            case Cancel():
+                self.cancelled.set()
+
+    async def _answer(self, stream: int, writer: asyncio.StreamWriter) -> None:
+        call = self._coming.pop(stream)
+        self.calls.append(call)
         async for frame in self.answering(stream, call):
-            async with self._writing:
-                await context.write(frame)
-
-
-def _to_wire(frame: AnswerFrame | bytes) -> bytes:
-    return frame if isinstance(frame, bytes) else wire.answer_frames_to_bytes([frame])
+            writer.write(frame if isinstance(frame, bytes) else answer_to_bytes(frame))
+            await asyncio.sleep(0)  # so that a piece is a piece to who reads
 
 
 @asynccontextmanager

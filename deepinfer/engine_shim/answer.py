@@ -1,32 +1,32 @@
-"""What one request of a Call stream gets back.
+"""What one request of a connection gets back.
 
-Pieces that arrive while the reader is away are kept up to a bound, so one slow reader neither holds up the requests it
-shares the stream with nor fills the memory: past the bound its request is cancelled. A piece larger than the bound is
-taken as long as no more than the bound waits before it.
+No more of it than a window is on its way or waits here, so that one slow reader neither holds up the requests it shares
+the connection with nor fills the memory: its engine waits. What was read is granted anew, half a window at a time.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Awaitable, Callable
 
-from deepinfer.engine_shim.frames import AnswerFrame, Body, End, Failure, Head, Headers
+from deepinfer.engine_shim.frames import FRAME_BYTES, WINDOW_BYTES, AnswerFrame, Body, End, Failure, Head, Headers
 from deepinfer.fleet.errors import EngineFailed
 
-BUFFERED_BYTES: Final = 1 << 20
+_DUE = WINDOW_BYTES // 2
 
 
 class Answer:
-    """The head is there when a caller gets it; the body is read by `async for`, once."""
+    """The head is there when a caller gets it; the body is read once: by `async for`, or with `pour`."""
 
-    def __init__(self, cancel: Callable[[], None], buffered_bytes: int = BUFFERED_BYTES) -> None:
+    def __init__(self, cancel: Callable[[], None], grant: Callable[[int], None]) -> None:
         self.status = 0
         self.headers: Headers = ()
         self._cancel = cancel
-        self._limit = buffered_bytes
+        self._grant = grant
         self._pieces: list[bytes] = []
-        self._waiting_bytes = 0
+        self._write: Callable[[bytes], None] = self._pieces.append
+        self._poured = False
+        self._not_granted = 0  # bytes that came since the last grant
         self._ended = False
         self._failure: str | None = None
         self._reader: asyncio.Future[None] | None = None
@@ -41,15 +41,31 @@ class Answer:
         if self._pieces:
             piece = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
             self._pieces.clear()
-            self._waiting_bytes = 0
+            self._grant_if_due()
             return piece
-        if self._failure is not None:
-            raise EngineFailed(self._failure)
+        self._raise_failure()
         raise StopAsyncIteration
 
     async def read(self) -> bytes:
         """The whole rest of the body."""
         return b"".join([piece async for piece in self])
+
+    async def pour(self, write: Callable[[bytes], None], drained: Callable[[], Awaitable[None]]) -> None:
+        """Call `write` with each piece the moment it comes, until the end; `EngineFailed` when the engine fails.
+
+        No task wakes up for a piece. `drained` is awaited before more is granted than a window.
+        """
+        for piece in self._pieces:
+            write(piece)
+        self._pieces.clear()
+        self._write, self._poured = write, True
+        while not self._ended:
+            if self._not_granted >= _DUE:
+                await drained()
+                self._grant_if_due()
+            else:
+                await self._something()
+        self._raise_failure()
 
     def cancel(self) -> None:
         """The answer is not wanted any more: the engine stops making it. May be called at any time, also twice."""
@@ -68,20 +84,29 @@ class Answer:
         if not self.status:
             raise EngineFailed(self._failure)
 
-    def take(self, frame: AnswerFrame) -> None:
-        """A frame of this answer has come."""
+    def add(self, data: bytes) -> None:
+        """A piece of the body has come."""
         if self._ended:
             return  # it was on its way while we cancelled
+        self._not_granted += len(data)
+        self._write(data)
+        if not self._poured or self._not_granted >= _DUE:
+            self._check_window()
+            self._wake()
+
+    def take(self, frame: AnswerFrame) -> None:
+        """A frame of this answer has come."""
         match frame:
             case Body(_, data):
-                self._add(data)
-            case Head(_, status, headers):
+                self.add(data)
+            case Head(_, status, headers) if not self._ended:
                 self.status, self.headers = status, headers
-            case End():
+                self._wake()
+            case End() if not self._ended:
                 self._ended = True
+                self._wake()
             case Failure(_, message):
                 self.fail(message)
-        self._wake()
 
     def fail(self, message: str) -> None:
         """Nothing will follow. What has come already can still be read, then `EngineFailed` is raised."""
@@ -90,13 +115,19 @@ class Answer:
             self._failure = message
             self._wake()
 
-    def _add(self, data: bytes) -> None:
-        if self._waiting_bytes > self._limit:
+    def _check_window(self) -> None:
+        if self._not_granted > WINDOW_BYTES + FRAME_BYTES:
             self._cancel()
-            self.fail(f"The answer was read too slowly: {self._waiting_bytes} bytes of it wait, so it was cancelled.")
-        elif data:
-            self._pieces.append(data)
-            self._waiting_bytes += len(data)
+            self.fail(f"The engine sent {self._not_granted} bytes of an answer where {WINDOW_BYTES} were granted.")
+
+    def _grant_if_due(self) -> None:
+        if self._not_granted >= _DUE and not self._ended:
+            self._grant(self._not_granted)
+            self._not_granted = 0
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise EngineFailed(self._failure)
 
     async def _something(self) -> None:
         self._reader = asyncio.get_running_loop().create_future()

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Any
 
-from deepinfer.engine_shim.frames import AnswerFrame, Body, End, EngineCall, Failure, Head, cut
+from deepinfer.engine_shim.call_wire import BODY, answer_to_bytes, start
+from deepinfer.engine_shim.frames import FRAME_BYTES, WINDOW_BYTES, End, EngineCall, Failure, Head, cut
+from deepinfer.engine_shim.outbox import Outbox
 from deepinfer.engine_shim.served_engine import AsgiApp, Message
-
-Put = Callable[[AnswerFrame], Awaitable[None]]
-"""Sends a frame to the caller; waits while the caller reads too slowly."""
 
 
 class AsgiExchange:
-    """One request and its answer."""
+    """One request and its answer. The application waits in `send` while no more of its answer may be on its way."""
 
-    def __init__(self, stream: int, call: EngineCall, put: Put) -> None:
+    def __init__(self, stream: int, call: EngineCall, outbox: Outbox) -> None:
         self._stream = stream
         self._call = call
-        self._put = put
+        self._put = outbox.put
+        self._window = WINDOW_BYTES
+        self._granted = asyncio.Event()
         self._body_given = False
         self._head: Head | None = None
-        self._head_sent = False
         self._ended = False
         self._disconnected = asyncio.Event()
 
@@ -34,13 +33,19 @@ class AsgiExchange:
             self._disconnected.set()  # for tasks that the application started
             raise
         if not self._ended:
-            await self._put(Failure(self._stream, "The engine's application ended before its answer did."))
+            self._put(answer_to_bytes(Failure(self._stream, "The engine's application ended before its answer did.")))
+
+    def grant(self, count: int) -> None:
+        """The reader has read so much."""
+        self._window += count
+        self._granted.set()
 
     def _scope(self) -> dict[str, Any]:
         call = self._call
         return {
             "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            # From 2.4 on an application need not watch for the client's leaving: its task is cancelled.
+            "asgi": {"version": "3.0", "spec_version": "2.4"},
             "http_version": "1.1",
             "method": call.method,
             "scheme": "http",
@@ -63,21 +68,29 @@ class AsgiExchange:
 
     async def _send(self, message: Message) -> None:
         """The head is held back until there is a body, as servers do: until then an error can still be told."""
-        if message["type"] == "http.response.start":
+        kind = message["type"]
+        if kind == "http.response.start":
             headers = tuple((bytes(name).lower(), bytes(value)) for name, value in message.get("headers", ()))
             self._head = Head(self._stream, message["status"], headers)
-        elif message["type"] == "http.response.body" and not self._ended:
-            await self._send_body(message.get("body", b""), more=message.get("more_body", False))
+        elif kind == "http.response.body" and not self._ended:
+            if self._head is not None:
+                self._put(answer_to_bytes(self._head))
+                self._head = None
+            body = message.get("body", b"")
+            if 0 < len(body) <= FRAME_BYTES and self._window > 0:  # nearly always, and there once for every token
+                self._window -= len(body)
+                self._put(start(BODY, self._stream, len(body)), body)
+            elif body:
+                await self._send_in_pieces(bytes(body))
+            if not message.get("more_body", False):
+                self._ended = True
+                self._disconnected.set()
+                self._put(answer_to_bytes(End(self._stream)))
 
-    async def _send_body(self, body: bytes, *, more: bool) -> None:
-        if not self._head_sent:
-            if self._head is None:
-                raise RuntimeError("The application sent a body before its head.")
-            self._head_sent = True
-            await self._put(self._head)
-        for piece in cut(bytes(body)):
-            await self._put(Body(self._stream, piece))
-        if not more:
-            self._ended = True
-            self._disconnected.set()
-            await self._put(End(self._stream))
+    async def _send_in_pieces(self, body: bytes) -> None:
+        for piece in cut(body):
+            while self._window <= 0:
+                self._granted.clear()
+                await self._granted.wait()
+            self._window -= len(piece)
+            self._put(start(BODY, self._stream, len(piece)), piece)

@@ -1,126 +1,140 @@
-"""The engine's end of one Call stream: runs each request's application call, and sends what they make.
+"""The engine's end of a connection for calls: runs each request's application call, and sends what they make.
 
-Everything that all requests of the stream made in one turn of the event loop leaves in one message. When the peer reads
-slowly, what waits is bounded: applications then wait in their `send`. When the peer is gone, all of its requests are
-cancelled.
+What waits to be sent is bounded by the requests' windows. When the peer is gone, all of its requests are cancelled.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterable, Awaitable, Callable
-from dataclasses import replace
-from typing import Final
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from hmac import compare_digest
+from typing import Final, cast
 
 from deepinfer.engine_shim.asgi import AsgiExchange
-from deepinfer.engine_shim.frames import (
-    AnswerFrame,
-    Body,
-    CallFrame,
-    Cancel,
-    EngineCall,
-    Failure,
-    MoreBody,
-    Open,
-    in_messages,
-)
+from deepinfer.engine_shim.call_wire import HELLO, FrameReader, NotUnderstood, answer_to_bytes, call_from_bytes
+from deepinfer.engine_shim.dead_peers import notice_dead_peer
+from deepinfer.engine_shim.frames import CallFrame, Cancel, Credit, EngineCall, Failure, MoreBody, Open
+from deepinfer.engine_shim.outbox import Outbox
 from deepinfer.engine_shim.served_engine import AsgiApp
 
-_WAITING_BYTES: Final = 1 << 20
 _REQUEST_BYTES: Final = 256 << 20
 
 log = logging.getLogger(__name__)
 
-Write = Callable[[list[AnswerFrame]], Awaitable[None]]
 
+class CallConnection(asyncio.Protocol):
+    """Its tasks end with it; whoever listens awaits `tasks` in the end. `sent` is called after each write."""
 
-class CallConnection:
-    """Lives as long as the RPC; its tasks end with it."""
-
-    def __init__(self, app: AsgiApp, write: Write) -> None:
+    def __init__(self, app: AsgiApp, key: bytes, sent: Callable[[], None]) -> None:
+        self.tasks: set[asyncio.Task[None]] = set()
         self._app = app
-        self._write = write
-        self._bodies: dict[int, tuple[EngineCall, list[bytes]]] = {}  # still coming
-        self._running: dict[int, asyncio.Task[None]] = {}
-        self._outgoing: list[AnswerFrame] = []
-        self._waiting_bytes = 0
-        self._queued = asyncio.Event()
-        self._room = asyncio.Event()
-        self._over = False
+        self._key = key
+        self._sent = sent
+        self._reader = FrameReader()
+        self._transport: asyncio.Transport | None = None
+        self._is_known = False
+        self._coming: dict[int, _Coming] = {}
+        self._running: dict[int, tuple[AsgiExchange, asyncio.Task[None]]] = {}
 
-    async def serve(self, requests: AsyncIterable[list[CallFrame]]) -> None:
-        """Until the peer says it is done and has all answers; cancelled when the peer is gone."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._send())
-            async for frames in requests:
-                for frame in frames:
-                    self._take(frame, tasks)
-            if self._running:
-                await asyncio.wait(list(self._running.values()))
-            self._over = True
-            self._queued.set()
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # of a stream; uvloop's are of no class of asyncio's
+        notice_dead_peer(transport)
+        self._outbox = Outbox(self._transport, self._sent)
 
     def fail(self, reason: str) -> None:
         """Every open answer ends here and now, whatever its application still does."""
-        for stream in (*self._bodies, *self._running):
-            self._queue(Failure(stream, reason))
-        self._bodies.clear()
-        for task in self._running.values():
+        for stream in (*self._coming, *self._running):
+            self._fail(stream, reason)
+        self._coming.clear()
+        for task in self.tasks:
             task.cancel()
 
-    def _take(self, frame: CallFrame, tasks: asyncio.TaskGroup) -> None:
-        match frame:
-            case Open(stream, call, True):
-                self._start(stream, call, tasks)
-            case Open(stream, call, False):
-                self._bodies[stream] = (call, [call.body])
-            case MoreBody(stream, data, last) if stream in self._bodies:
-                self._grow(stream, data)
-                if last and stream in self._bodies:
-                    call, pieces = self._bodies.pop(stream)
-                    self._start(stream, replace(call, body=b"".join(pieces)), tasks)
-            case Cancel(stream):
-                self._bodies.pop(stream, None)
-                if stream in self._running:
-                    self._running[stream].cancel()
-
-    def _grow(self, stream: int, data: bytes) -> None:
-        pieces = self._bodies[stream][1]
-        pieces.append(data)
-        if sum(map(len, pieces)) > _REQUEST_BYTES:
-            del self._bodies[stream]
-            self._queue(Failure(stream, f"The request's body is larger than {_REQUEST_BYTES} bytes."))
-
-    def _start(self, stream: int, call: EngineCall, tasks: asyncio.TaskGroup) -> None:
-        task = self._running[stream] = tasks.create_task(self._answer(stream, call))
-        task.add_done_callback(lambda _: self._running.pop(stream, None))
-
-    async def _answer(self, stream: int, call: EngineCall) -> None:
+    def data_received(self, data: bytes) -> None:
         try:
-            await AsgiExchange(stream, call, self._put).run(self._app)
+            for kind, stream, content in self._reader.read(data):
+                if self._is_known:
+                    self._take(call_from_bytes(kind, stream, content))
+                else:
+                    self._meet(kind, content)
+        except NotUnderstood as error:
+            log.warning("a connection is closed: %s", error)
+            self.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """At once."""
+        if self._transport is not None:
+            self._transport.abort()
+        self._coming.clear()
+        for task in self.tasks:
+            task.cancel()
+
+    def _meet(self, kind: int, key: bytes) -> None:
+        if kind != HELLO or not compare_digest(key, self._key):
+            raise NotUnderstood("Its caller meant another engine, or is none of deepinfer's.")
+        self._is_known = True
+
+    def _take(self, frame: CallFrame) -> None:
+        match frame:
+            case Credit(stream, count) if stream in self._running:
+                self._running[stream][0].grant(count)
+            case Open(stream, call, whole):
+                self._coming[stream] = _Coming(call, [call.body], len(call.body))
+                self._start_if(stream, whole)
+            case MoreBody(stream, data, last) if stream in self._coming:
+                self._coming[stream].add(data)
+                self._start_if(stream, last)
+            case Cancel(stream):
+                self._coming.pop(stream, None)
+                if stream in self._running:
+                    self._running[stream][1].cancel()
+
+    def _start_if(self, stream: int, whole: bool) -> None:
+        coming = self._coming[stream]
+        if coming.size > _REQUEST_BYTES:
+            del self._coming[stream]
+            self._fail(stream, f"The request's body is larger than {_REQUEST_BYTES} bytes.")
+        elif whole:
+            del self._coming[stream]
+            self._start(stream, coming.call())
+
+    def _start(self, stream: int, call: EngineCall) -> None:
+        exchange = AsgiExchange(stream, call, self._outbox)
+        task = asyncio.create_task(self._answer(stream, call, exchange))
+        self._running[stream] = exchange, task
+        self.tasks.add(task)
+        task.add_done_callback(lambda _: self._forget(stream, task))
+
+    def _forget(self, stream: int, task: asyncio.Task[None]) -> None:
+        self._running.pop(stream, None)
+        self.tasks.discard(task)
+
+    async def _answer(self, stream: int, call: EngineCall, exchange: AsgiExchange) -> None:
+        try:
+            await exchange.run(self._app)
         except Exception as error:  # one request's bug must not end the others of this connection
             log.exception("%s %s failed", call.method, call.path)
-            self._queue(Failure(stream, f"The engine's application failed ({type(error).__name__}); see its log."))
+            self._fail(stream, f"The engine's application failed ({type(error).__name__}); see its log.")
 
-    async def _put(self, frame: AnswerFrame) -> None:
-        self._queue(frame)
-        while self._waiting_bytes > _WAITING_BYTES:
-            self._room.clear()
-            await self._room.wait()
+    def _fail(self, stream: int, message: str) -> None:
+        self._outbox.put(answer_to_bytes(Failure(stream, message)))
 
-    def _queue(self, frame: AnswerFrame) -> None:
-        self._outgoing.append(frame)
-        if isinstance(frame, Body):
-            self._waiting_bytes += len(frame.data)
-        self._queued.set()
 
-    async def _send(self) -> None:
-        while self._outgoing or not self._over:
-            await self._queued.wait()
-            self._queued.clear()
-            frames, self._outgoing = self._outgoing, []
-            for message in in_messages(frames):
-                await self._write(message)
-            self._waiting_bytes = sum(len(frame.data) for frame in self._outgoing if isinstance(frame, Body))
-            self._room.set()
+@dataclass(slots=True)
+class _Coming:
+    """A request whose body is not whole yet."""
+
+    opening: EngineCall
+    pieces: list[bytes]
+    size: int
+
+    def add(self, data: bytes) -> None:
+        self.pieces.append(data)
+        self.size += len(data)
+
+    def call(self) -> EngineCall:
+        return self.opening if len(self.pieces) == 1 else replace(self.opening, body=b"".join(self.pieces))

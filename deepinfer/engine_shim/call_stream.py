@@ -1,108 +1,112 @@
-"""The caller's end of one Call stream: many requests out, many answers back, told apart by number.
+"""The caller's end of a connection for calls: many requests out, many answers back, told apart by number.
 
-Frames queued during one turn of the event loop leave in one message. When the stream breaks, every open answer fails;
-a broken stream is never used again.
+When the connection breaks, every open answer fails; a broken one is never used again.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable
 from dataclasses import replace
-
-import grpc
+from typing import Final, cast
 
 from deepinfer.engine_shim.answer import Answer
+from deepinfer.engine_shim.call_wire import BODY, FrameReader, NotUnderstood, answer_from_bytes, call_to_bytes, hello
+from deepinfer.engine_shim.dead_peers import notice_dead_peer
 from deepinfer.engine_shim.frames import (
     FRAME_BYTES,
     AnswerFrame,
     CallFrame,
     Cancel,
+    Credit,
     End,
     EngineCall,
     Failure,
     MoreBody,
     Open,
     cut,
-    in_messages,
 )
+from deepinfer.engine_shim.outbox import Outbox
+from deepinfer.fleet.errors import EngineFailed
 
-Connect = Callable[[AsyncIterator[list[CallFrame]]], AsyncIterable[list[AnswerFrame]]]
-"""Starts the RPC over our messages and gives its messages."""
+CONNECT_SECONDS: Final = 5.0
 
 
-class CallStream:
-    """Owns the task that reads; `close` ends it."""
+async def connected(endpoint: str, key: bytes, target: str) -> CallStream:
+    """A connection to the engine that told this endpoint and key. `EngineFailed` when nobody takes it."""
+    host, _, port = endpoint.rpartition(":")
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            _, stream = await loop.create_connection(lambda: CallStream(key, target), host.strip("[]"), int(port))
+    except (OSError, ValueError) as error:
+        raise EngineFailed(f"The engine at {target} takes no calls at {endpoint}: {error}.") from error
+    return stream
 
-    def __init__(self, connect: Connect, target: str) -> None:
+
+class CallStream(asyncio.Protocol):
+    """`broken` is why it cannot be used any more; "" while it can."""
+
+    def __init__(self, key: bytes, target: str) -> None:
+        self.broken = ""
+        self._key = key
         self._target = target
         self._answers: dict[int, Answer] = {}
         self._last_stream = 0
-        self._outgoing: list[CallFrame] = []
-        self._queued = asyncio.Event()
-        self._over = False
-        self._reading = asyncio.create_task(self._read(connect), name=f"answers of {target}")
+        self._reader = FrameReader()
 
-    @property
-    def broken(self) -> bool:
-        return self._reading.done()
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # of a stream; uvloop's are of no class of asyncio's
+        notice_dead_peer(transport)
+        self._outbox = Outbox(self._transport)
+        self._outbox.put(hello(self._key))
 
     def open(self, call: EngineCall) -> Answer:
         """Send a request; its answer fills as the engine makes it."""
         self._last_stream += 1
         stream = self._last_stream
-        answer = self._answers[stream] = Answer(lambda: self._cancel(stream))
-        self._queue(*_frames(stream, call))
+        answer = Answer(lambda: self._cancel(stream), lambda count: self._put(Credit(stream, count)))
+        if self.broken:
+            answer.fail(self.broken)
+        else:
+            self._answers[stream] = answer
+            self._put(*_frames(stream, call))
         return answer
 
-    async def close(self) -> None:
-        self._reading.cancel()
-        await asyncio.wait([self._reading])
-
-    def _cancel(self, stream: int) -> None:
-        if self._answers.pop(stream, None) is not None:
-            self._queue(Cancel(stream))
-
-    def _queue(self, *frames: CallFrame) -> None:
-        self._outgoing += frames
-        self._queued.set()
-
-    async def _messages(self) -> AsyncIterator[list[CallFrame]]:
-        """What gRPC sends. It asks for the next message when the last one is on its way."""
-        while not self._over:
-            await self._queued.wait()
-            self._queued.clear()
-            frames, self._outgoing = self._outgoing, []
-            for message in in_messages(frames):
-                yield message
-
-    async def _read(self, connect: Connect) -> None:
-        reason = "it closed the connection"
+    def data_received(self, data: bytes) -> None:
         try:
-            async for frames in connect(self._messages()):
-                for frame in frames:
-                    self._take(frame)
-        except grpc.RpcError as error:
-            reason = reason_of(error)
-        except asyncio.CancelledError:
-            reason = "this side closed the connection"
-            raise
-        finally:
-            self._over = True
-            self._queued.set()  # gRPC leaves its task waiting in `_messages` when the other side ends the stream
-            self._fail_all(f"The engine at {self._target} failed: {reason}.")
+            for kind, stream, content in self._reader.read(data):
+                if kind != BODY:
+                    self._take(answer_from_bytes(kind, stream, content))
+                elif (answer := self._answers.get(stream)) is not None:  # else it was cancelled while this was coming
+                    answer.add(content)
+        except NotUnderstood as error:
+            self.close(str(error))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.close(f"it closed the connection{f' ({exc})' if exc else ''}")
+
+    def close(self, reason: str) -> None:
+        """At once; every open answer fails for this reason."""
+        if not self.broken:
+            self.broken = f"The engine at {self._target} failed: {reason.rstrip('.')}."
+            self._transport.abort()
+            answers, self._answers = self._answers, {}
+            for answer in answers.values():
+                answer.fail(self.broken)
 
     def _take(self, frame: AnswerFrame) -> None:
         answer = self._answers.get(frame.stream)
-        if answer is not None:  # else it was cancelled while the frame was on its way
-            answer.take(frame)
+        if answer is not None:
             if isinstance(frame, End | Failure):
                 del self._answers[frame.stream]
+            answer.take(frame)
 
-    def _fail_all(self, message: str) -> None:
-        answers, self._answers = self._answers, {}
-        for answer in answers.values():
-            answer.fail(message)
+    def _cancel(self, stream: int) -> None:
+        if self._answers.pop(stream, None) is not None:
+            self._put(Cancel(stream))
+
+    def _put(self, *frames: CallFrame) -> None:
+        self._outbox.put(*map(call_to_bytes, frames))
 
 
 def _frames(stream: int, call: EngineCall) -> list[CallFrame]:
@@ -113,10 +117,3 @@ def _frames(stream: int, call: EngineCall) -> list[CallFrame]:
     last = len(pieces) - 1
     opening = Open(stream, replace(call, body=b""), whole=False)
     return [opening, *(MoreBody(stream, piece, last=at == last) for at, piece in enumerate(pieces))]
-
-
-def reason_of(error: grpc.RpcError) -> str:
-    """gRPC's own words, in one line."""
-    if not isinstance(error, grpc.aio.AioRpcError):
-        return str(error)
-    return f"{error.code().name.lower()}: {' '.join((error.details() or '').split())}".rstrip(": ")

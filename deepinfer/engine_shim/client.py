@@ -1,8 +1,8 @@
 """An engine, seen from the agent or a gateway.
 
-All `call`s of a client share one stream (`call_stream.py`). A client belongs to the event loop it was made on. It
-connects when first used and again after a failure; what failed is never tried again here, because only the caller knows
-whether that is safe.
+All `call`s of a client share one connection (`call_stream.py`), all else is gRPC. A client belongs to the event loop it
+was made on. It connects when first used and again after a failure; what failed is never tried again here, because only
+the caller knows whether that is safe.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import grpc.aio
 
 from deepinfer.engine_shim import wire
 from deepinfer.engine_shim.answer import Answer
-from deepinfer.engine_shim.call_stream import CallStream, reason_of
+from deepinfer.engine_shim.call_stream import CallStream, connected
 from deepinfer.engine_shim.frames import EngineCall
 from deepinfer.engine_shim.state_wire import EngineState, state_from_bytes
 from deepinfer.engine_shim.wire import METHODS, GenerateDelta, GenerateRequest, ShimInfo, ShimPhase
@@ -51,19 +51,18 @@ _OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
 
 
 class EngineClient:
-    """`target` is "host:port" or "unix:/path"."""
+    """`target` is "host:port" or "unix:/path". With `only`, a placement and its epoch, no other engine is called."""
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, only: tuple[str, int] | None = None) -> None:
         self.target = target
+        self._only = only
         self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
         self._info = self._channel.unary_unary(METHODS["GetInfo"], wire.nothing, wire.info_from_bytes)
-        self._call = self._channel.stream_stream(
-            METHODS["Call"], wire.call_frames_to_bytes, wire.answer_frames_from_bytes
-        )
         self._watch = self._channel.unary_stream(METHODS["WatchState"], wire.nothing, state_from_bytes)
         self._drain = self._channel.unary_unary(METHODS["Drain"], wire.drain_to_bytes, wire.unfinished_from_bytes)
         self._generate = self._channel.unary_stream(METHODS["Generate"], wire.generate_to_bytes, wire.delta_from_bytes)
         self._stream: CallStream | None = None
+        self._connecting = asyncio.Lock()
         self._closed = False
 
     async def info(self, *, timeout_seconds: float = 5.0, wait_for_ready: bool = False) -> ShimInfo:
@@ -74,7 +73,10 @@ class EngineClient:
 
     async def call(self, call: EngineCall) -> Answer:
         """The answer, once its head is there; `EngineFailed` when the engine fails before that."""
-        answer = self._open_stream().open(call)
+        stream = self._stream
+        if stream is None or stream.broken:
+            stream = await self._connected()
+        answer = stream.open(call)
         await answer.until_head()
         return answer
 
@@ -85,6 +87,10 @@ class EngineClient:
             with self._failures():
                 async for state in states:
                     yield state
+        except EngineFailed as error:
+            # Whoever is not heard any more (it may hang) will not end its answers either.
+            self._close_stream(str(error))
+            raise
         finally:
             states.cancel()
 
@@ -106,16 +112,25 @@ class EngineClient:
 
     async def close(self) -> None:
         self._closed = True
-        if self._stream is not None:
-            await self._stream.close()
+        self._close_stream("this side closed the connection")
         await self._channel.close(None)
 
-    def _open_stream(self) -> CallStream:
-        if self._closed:
-            raise EngineFailed(f"The connection to the engine at {self.target} is closed.")
-        if self._stream is None or self._stream.broken:
-            self._stream = CallStream(self._call, self.target)
-        return self._stream
+    async def _connected(self) -> CallStream:
+        async with self._connecting:
+            if self._closed:
+                raise EngineFailed(f"The connection to the engine at {self.target} is closed.")
+            if self._stream is None or self._stream.broken:
+                info = await self.info()
+                if self._only is not None and (info.placement, info.epoch) != self._only:
+                    raise EngineFailed(f"At {self.target} answers {info.placement} epoch {info.epoch} now.")
+                self._stream = await connected(info.call_endpoint, info.call_key, self.target)
+                if self._closed:  # meanwhile
+                    self._close_stream("this side closed the connection")
+            return self._stream
+
+    def _close_stream(self, reason: str) -> None:
+        if self._stream is not None:
+            self._stream.close(reason)
 
     @contextmanager
     def _failures(self) -> Iterator[None]:
@@ -125,9 +140,16 @@ class EngineClient:
         except grpc.RpcError as error:
             if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.INVALID_ARGUMENT:
                 raise InvalidRequest(error.details()) from error
-            raise EngineFailed(f"The engine at {self.target} failed: {reason_of(error)}.") from error
+            raise EngineFailed(f"The engine at {self.target} failed: {_reason(error)}.") from error
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if not self._closed or (task is not None and task.cancelling()):
                 raise
             raise EngineFailed(f"The connection to the engine at {self.target} is closed.") from None
+
+
+def _reason(error: grpc.RpcError) -> str:
+    """gRPC's own words, in one line."""
+    if not isinstance(error, grpc.aio.AioRpcError):
+        return str(error)
+    return f"{error.code().name.lower()}: {' '.join((error.details() or '').split())}".rstrip(": ")

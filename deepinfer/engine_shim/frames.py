@@ -1,16 +1,19 @@
-"""What travels on a Call stream, as values. One stream carries many requests; `stream` tells them apart.
+"""What travels between a gateway and an engine, as values. One connection carries many requests; `stream` tells them
+apart.
 
 Tuples, not dataclasses: one of these is made for every token of every request.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
-FRAME_BYTES: Final = 16 << 20
-"""The largest piece of a body. A message holds little more than two, so that none is larger than a receiver takes."""
+FRAME_BYTES: Final = 256 << 10
+"""The largest piece of a body, so that a large one lets the others of its connection through."""
+WINDOW_BYTES: Final = 1 << 20
+"""How much of an answer's body may be on its way. Its reader grants more as it reads; one piece may pass the window."""
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
@@ -42,13 +45,20 @@ class MoreBody(NamedTuple):
     last: bool
 
 
+class Credit(NamedTuple):
+    """So many more bytes of the answer's body may come."""
+
+    stream: int
+    more: int
+
+
 class Cancel(NamedTuple):
     """No answer is wanted any more."""
 
     stream: int
 
 
-CallFrame = Open | MoreBody | Cancel
+CallFrame = Open | MoreBody | Credit | Cancel
 
 
 class Head(NamedTuple):
@@ -82,34 +92,8 @@ class Failure(NamedTuple):
 AnswerFrame = Head | Body | End | Failure
 
 
-Frame = TypeVar("Frame", bound=CallFrame | AnswerFrame)
-
-
-def cut(body: bytes) -> list[bytes]:
+def cut(body: bytes) -> Sequence[bytes]:
     """A body in pieces that fit into frames."""
+    if len(body) <= FRAME_BYTES:
+        return (body,) if body else ()
     return [body[at : at + FRAME_BYTES] for at in range(0, len(body), FRAME_BYTES)]
-
-
-def in_messages(frames: Sequence[Frame]) -> Iterator[list[Frame]]:
-    """The frames in their order, packed into messages: nearly always one."""
-    message: list[Frame] = []
-    size = 0
-    for frame in frames:
-        message.append(frame)
-        size += _bulk(frame)
-        if size >= FRAME_BYTES:
-            yield message
-            message, size = [], 0
-    if message:
-        yield message
-
-
-def _bulk(frame: CallFrame | AnswerFrame) -> int:
-    match frame:
-        case Body(_, data):
-            return len(data)
-        case MoreBody(_, data, _):
-            return len(data)
-        case Open(_, call, _):
-            return len(call.body)
-    return 0

@@ -100,17 +100,23 @@ class Watched(Protocol):
 async def mirrored(engine: Watched, mirror: KvMirror) -> AsyncGenerator[EngineState, None]:
     """The engine's states, each one already applied to `mirror`. Where it drifted, the watch is opened again.
 
-    Ends, and fails with `EngineFailed`, as `watch` does; the mirror is empty then.
+    Ends, and fails with `EngineFailed`, as `watch` does, and when twice not even a snapshot fitted together; the
+    mirror is empty then.
     """
     try:
+        in_vain = 0
         while True:
+            in_vain += 1
             try:
                 async with aclosing(engine.watch()) as states:  # type: ignore[type-var]
                     async for state in states:
                         mirror.apply(state)
+                        in_vain = 0 if mirror.whole else in_vain
                         yield state
                 return
             except StateDrift as drift:
                 log.warning("%s", drift)
+                if in_vain > 1:
+                    raise
     finally:
         mirror.forget()

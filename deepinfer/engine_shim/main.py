@@ -14,8 +14,10 @@ import sys
 from pathlib import Path
 from typing import Final
 
+import uvloop
 from pydantic import ValidationError
 
+from deepinfer.engine_shim.call_server import taking_calls
 from deepinfer.engine_shim.failure import why_it_failed
 from deepinfer.engine_shim.listening import add_loopback_port, unix_socket
 from deepinfer.engine_shim.loading import loaded
@@ -40,7 +42,8 @@ def main() -> None:
     except (OSError, ValidationError) as error:
         print(f"The launch file {sys.argv[1]} cannot be used: {error}", file=sys.stderr)
         sys.exit(EX_CONFIG)
-    status = asyncio.run(_run(launch))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        status = runner.run(_run(launch))
     sys.stderr.flush()
     os._exit(status)  # an engine may still be loading in native code, and nothing is left to save
 
@@ -70,6 +73,16 @@ async def _run(launch: EngineLaunch) -> int:
 async def _serve(launch: EngineLaunch) -> None:
     """Until cancelled, or until the engine fails; `EngineFailed` when it had been ready."""
     status = ShimStatus(launch)
+    try:
+        async with taking_calls(status, launch.host):
+            await _serve_engine(launch, status)
+    except asyncio.CancelledError:
+        if status.engine is not None:
+            await status.engine.close()  # its processes must not outlive this one
+        raise
+
+
+async def _serve_engine(launch: EngineLaunch, status: ShimStatus) -> None:
     server = engine_server(status)
     with unix_socket(server, launch.socket):
         status.endpoint = add_loopback_port(server, launch.host)
@@ -79,11 +92,6 @@ async def _serve(launch: EngineLaunch) -> None:
             status.ready(engine)
             log.info("%s is ready on %s", launch.placement, status.endpoint)
             raise EngineFailed(await why_it_failed(engine, status, launch.stall_seconds))
-        except asyncio.CancelledError:
-            await server.stop(None)  # first: a stream whose engine closes would seem to end
-            if status.engine is not None:
-                await status.engine.close()  # its processes must not outlive this one
-            raise
         except Exception as error:
             status.fail(str(error) or type(error).__name__)
             await server.stop(_LAST_WORDS_SECONDS)

@@ -29,3 +29,4 @@ class ServedEngine:
     work_done: Callable[[], int]  # grows with every token computed, of prompts and of answers
     broken: Callable[[], Awaitable[str]]  # returns when it can compute no more, with the reason; may wait for ever
     close: Callable[[], Awaitable[None]]
+    names: Callable[[], tuple[str, ...]] | None = None  # adapters, served besides the launch's names; may change

@@ -1,13 +1,13 @@
 """EngineService over gRPC: one engine's surface for its agent and for gateways.
 
-Says how it is from the first moment; takes requests only while READY. Knows values, not protobuf (`wire.py`), and an
-ASGI application, not OpenAI's shapes.
+Says how it is from the first moment; takes requests only while READY. Knows values, not protobuf (`wire.py`). Calls
+have a connection of their own (`call_server.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from typing import Any, Final
 
@@ -15,10 +15,6 @@ import grpc
 import grpc.aio
 
 from deepinfer.engine_shim import wire
-from deepinfer.engine_shim.call_connection import CallConnection
-from deepinfer.engine_shim.frames import AnswerFrame, CallFrame
-from deepinfer.engine_shim.openai_app.unavailable import unavailable
-from deepinfer.engine_shim.served_engine import Receive, Scope, Send
 from deepinfer.engine_shim.state_watch import StateWatch
 from deepinfer.engine_shim.state_wire import EngineState, state_to_bytes
 from deepinfer.engine_shim.status import ShimStatus
@@ -44,22 +40,9 @@ class EngineServer:
 
     def __init__(self, status: ShimStatus) -> None:
         self._status = status
-        self._in_flight = status.in_flight
 
     async def get_info(self, request: None, context: Context) -> ShimInfo:
         return self._status.info()
-
-    async def call(self, requests: AsyncIterator[list[CallFrame]], context: Context) -> None:
-        async def write(frames: list[AnswerFrame]) -> None:
-            await context.write(frames)
-            self._status.touch()
-
-        connection = CallConnection(self._app, write)
-        forget = self._status.when_failed(connection.fail)
-        try:
-            await connection.serve(requests)
-        finally:
-            forget()
 
     async def generate(self, request: GenerateRequest, context: Context) -> AsyncGenerator[GenerateDelta, None]:
         engine = self._status.engine
@@ -67,7 +50,7 @@ class EngineServer:
             message = f"The engine takes no typed requests now ({self._status.phase})."
             await context.abort(grpc.StatusCode.UNAVAILABLE, message)
         try:
-            with self._in_flight.one(), self._failing():
+            with self._status.in_flight.one(), self._failing():
                 async with aclosing(engine.generate(request)) as deltas:
                     async for delta in deltas:
                         yield delta
@@ -87,19 +70,8 @@ class EngineServer:
         self._status.drain()
         with suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, timeout_seconds)):
-                await self._in_flight.none()
-        return self._in_flight.count
-
-    async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The engine's application, while there is one to ask."""
-        status = self._status
-        app = status.engine.app if status.engine and status.phase is ShimPhase.READY else unavailable(status)
-        try:
-            with self._in_flight.one():
-                self._status.touch()
-                await app(scope, receive, send)
-        finally:
-            self._status.touch()
+                await self._status.in_flight.none()
+        return self._status.in_flight.count
 
     @contextmanager
     def _failing(self) -> Iterator[None]:
@@ -128,9 +100,6 @@ def engine_server(status: ShimStatus) -> grpc.aio.Server:
     service = EngineServer(status)
     methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "GetInfo": grpc.unary_unary_rpc_method_handler(service.get_info, wire.ignored, wire.info_to_bytes),
-        "Call": grpc.stream_stream_rpc_method_handler(
-            service.call, wire.call_frames_from_bytes, wire.answer_frames_to_bytes
-        ),
         "Generate": grpc.unary_stream_rpc_method_handler(
             service.generate, wire.generate_from_bytes, wire.delta_to_bytes
         ),

@@ -38,6 +38,7 @@ class StateWatch:
         self._removed: dict[BlockKey, None] = {}
         self._told_sequence = 0
         self._told_phase: tuple[ShimPhase, str] | None = None
+        self._told_names: tuple[str, ...] = ()
         self._told_load = EngineLoad()
         self._told_load_at = 0.0
         self._looking_again: asyncio.Handle = asyncio.get_running_loop().call_soon(lambda: None)
@@ -65,7 +66,7 @@ class StateWatch:
         self._attach()
         if self._snapshot_due:
             yield from self._snapshot()
-        elif self._stored or self._removed or self._told_phase != self._phase():
+        elif self._stored or self._removed or self._told() != (self._phase(), self._status.names()):
             yield self._changes()
         elif self._status.load() != self._told_load:
             yield from self._load_if_due()
@@ -111,7 +112,7 @@ class StateWatch:
         parts = [blocks[start : start + at_once] for start in range(0, len(blocks), at_once)] or [()]
         self._snapshot_due = False
         self._forget_changes()
-        state = self._state()
+        state = replace(self._state(), served_names=self._told_names)
         for number, part in enumerate(parts):
             first, last = number == 0, number == len(parts) - 1
             yield replace(state, snapshot=first, stored=part, groups=groups if first else (), more=not last)
@@ -120,6 +121,7 @@ class StateWatch:
     def _state(self) -> EngineState:
         kv, after = self._kv, self._told_sequence
         self._told_phase = self._phase()
+        names_before, self._told_names = self._told_names, self._status.names()
         self._told_load = self._status.load()
         self._told_load_at = asyncio.get_running_loop().time()
         self._told_sequence = 0 if kv is None else kv.sequence
@@ -132,10 +134,14 @@ class StateWatch:
             load=self._told_load,
             digest=0 if kv is None else kv.digest,
             after=after,
+            served_names=() if names_before == self._told_names else self._told_names,
         )
 
     def _phase(self) -> tuple[ShimPhase, str]:
         return self._status.phase, self._status.message
+
+    def _told(self) -> tuple[tuple[ShimPhase, str] | None, tuple[str, ...]]:
+        return self._told_phase, self._told_names
 
     def _forget_changes(self) -> None:
         self._stored.clear()

@@ -33,6 +33,7 @@ class EngineState:
     after: int = 0
     more: bool = False
     groups: tuple[KvGroup, ...] = ()  # empty: the same as before
+    served_names: tuple[str, ...] = ()  # in snapshots and when they changed; empty: as they were
 
 
 def state_to_bytes(state: EngineState) -> bytes:
@@ -47,6 +48,7 @@ def state_to_bytes(state: EngineState) -> bytes:
         after=state.after,
         more=state.more,
         groups=[asdict(group) for group in state.groups],
+        served_names=state.served_names,
     )
     for block in state.stored:
         m.stored.add(
@@ -84,6 +86,7 @@ def state_from_bytes(data: bytes) -> EngineState:
         after=m.after,
         more=m.more,
         groups=tuple(KvGroup(g.index, g.block_size, g.kind, g.tail) for g in m.groups),
+        served_names=tuple(m.served_names),
     )
 
 

@@ -22,6 +22,8 @@ class ShimStatus:
         self.phase = ShimPhase.STARTING
         self.message = "starting"
         self.endpoint = ""
+        self.call_endpoint = ""
+        self.call_key = b""
         self.engine: ServedEngine | None = None
         self.in_flight = InFlight()
         self._launch = launch
@@ -37,9 +39,16 @@ class ShimStatus:
             endpoint=self.endpoint,
             pid=os.getpid(),
             engine=self._launch.engine,
-            served_names=self._launch.served_names,
+            served_names=self.names(),
+            call_endpoint=self.call_endpoint,
+            call_key=self.call_key,
         )
         return known if self.engine is None else _with_engine(known, self.engine.info())
+
+    def names(self) -> tuple[str, ...]:
+        """What a request's "model" may say: the launch's names, then those the engine serves besides now."""
+        own = self.engine.names() if self.engine is not None and self.engine.names is not None else ()
+        return tuple(dict.fromkeys((*self._launch.served_names, *own)))
 
     def load(self) -> EngineLoad:
         return EngineLoad() if self.engine is None else self.engine.load()

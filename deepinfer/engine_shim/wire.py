@@ -1,34 +1,20 @@
-"""EngineService on the wire: bytes to values and back. Only this module and `state_wire.py` know its protobuf messages.
+"""EngineService on the wire: bytes to values and back. Only this, `call_wire.py` and `state_wire.py` know its messages.
 
 Its functions are the (de)serializers of the gRPC methods, so no message object leaves this file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
-from deepinfer.engine_shim.frames import (
-    AnswerFrame,
-    Body,
-    CallFrame,
-    Cancel,
-    End,
-    EngineCall,
-    Failure,
-    Head,
-    Headers,
-    MoreBody,
-    Open,
-)
 from deepinfer.engine_shim.token_engine import FinishReason, SamplingParams, TokenLogprob
 from deepinfer.protos import engine_service as pb
 
 MESSAGE_BYTES: Final = 64 << 20
 """The largest message either side takes."""
-METHODS: Final = {name: f"/{pb.SERVICE}/{name}" for name in ("GetInfo", "Call", "Generate", "WatchState", "Drain")}
+METHODS: Final = {name: f"/{pb.SERVICE}/{name}" for name in ("GetInfo", "Generate", "WatchState", "Drain")}
 
 
 class ShimPhase(StrEnum):
@@ -46,7 +32,7 @@ PHASE_NUMBERS = {phase: number for number, phase in enumerate(PHASES) if number}
 
 @dataclass(frozen=True, slots=True)
 class ShimInfo:
-    """Who a shim is and what its engine is. The fields after `served_names` are known from READY on."""
+    """Who a shim is and what its engine is. What its engine is, is known from READY on."""
 
     placement: str
     epoch: int
@@ -62,6 +48,8 @@ class ShimInfo:
     kv_blocks: int = 0
     dtype: str = ""
     memory_bytes: int = 0
+    call_endpoint: str = ""  # host:port, where it takes calls (call_wire.py); `call_key` opens it
+    call_key: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,86 +89,6 @@ def info_from_bytes(data: bytes) -> ShimInfo:
     m = pb.EngineInfo.FromString(data)
     fields: dict[str, Any] = {f.name: getattr(m, f.name) for f in m.DESCRIPTOR.fields}
     return ShimInfo(**fields | {"phase": PHASES[m.phase], "served_names": tuple(m.served_names)})
-
-
-def call_frames_to_bytes(frames: Iterable[CallFrame]) -> bytes:
-    message = pb.CallFrames()
-    for frame in frames:
-        m = message.frames.add(stream=frame.stream)
-        match frame:
-            case Open(_, call, whole):
-                m.open.method, m.open.path, m.open.query = call.method, call.path, call.query
-                m.open.body, m.open.end = call.body, whole
-                _add_headers(m.open.headers, call.headers)
-            case MoreBody(_, data, last):
-                m.body = data
-                if last:
-                    message.frames.add(stream=frame.stream, end=True)
-            case Cancel():
-                m.cancel = True
-    return bytes(message.SerializeToString())
-
-
-def call_frames_from_bytes(data: bytes) -> list[CallFrame]:
-    return [_call_frame(m) for m in pb.CallFrames.FromString(data).frames]
-
-
-def _call_frame(m: Any) -> CallFrame:
-    match m.WhichOneof("kind"):
-        case "open":
-            o = m.open
-            return Open(m.stream, EngineCall(o.method, o.path, o.query, _headers(o.headers), o.body), o.end)
-        case "body":
-            return MoreBody(m.stream, m.body, last=False)
-        case "end":
-            return MoreBody(m.stream, b"", last=True)
-        case _:  # a frame of a kind this version does not know cannot be answered
-            return Cancel(m.stream)
-
-
-def answer_frames_to_bytes(frames: Iterable[AnswerFrame]) -> bytes:
-    message = pb.AnswerFrames()
-    add = message.frames.add
-    for frame in frames:
-        match frame:
-            case Body(stream, data):
-                add(stream=stream, body=data)
-            case Head(stream, status, headers):
-                head = add(stream=stream).head
-                head.status = status
-                _add_headers(head.headers, headers)
-            case End(stream):
-                add(stream=stream, end=True)
-            case Failure(stream, text):
-                add(stream=stream, failure=text)
-    return bytes(message.SerializeToString())
-
-
-def answer_frames_from_bytes(data: bytes) -> list[AnswerFrame]:
-    return [_answer_frame(m) for m in pb.AnswerFrames.FromString(data).frames]
-
-
-def _answer_frame(m: Any) -> AnswerFrame:
-    match m.WhichOneof("kind"):
-        case "body":
-            return Body(m.stream, m.body)
-        case "head":
-            return Head(m.stream, m.head.status, _headers(m.head.headers))
-        case "end":
-            return End(m.stream)
-        case "failure":
-            return Failure(m.stream, m.failure)
-        case kind:
-            return Failure(m.stream, f"The engine's shim sent a frame of an unknown kind ({kind}); update this side.")
-
-
-def _add_headers(target: Any, headers: Headers) -> None:
-    for name, value in headers:
-        target.add(name=name, value=value)
-
-
-def _headers(source: Any) -> Headers:
-    return tuple((h.name, h.value) for h in source)
 
 
 def drain_to_bytes(timeout_seconds: float) -> bytes:

@@ -10,7 +10,7 @@ SERVICE = "deepinfer.engine.EngineService"
 _types = message_types(DESCRIPTOR_SET)
 
 GetInfoRequest, EngineInfo = _types["GetInfoRequest"], _types["EngineInfo"]
-CallFrames, AnswerFrames = _types["CallFrames"], _types["AnswerFrames"]
+CallOpen, AnswerHead = _types["CallOpen"], _types["AnswerHead"]
 GenerateRequest, GenerateDelta = _types["GenerateRequest"], _types["GenerateDelta"]
 WatchStateRequest, EngineState = _types["WatchStateRequest"], _types["EngineState"]
 DrainRequest, DrainReply = _types["DrainRequest"], _types["DrainReply"]

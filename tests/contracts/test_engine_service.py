@@ -13,12 +13,9 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-import grpc.aio
 import pytest
 
-from deepinfer.engine_shim import wire
 from deepinfer.engine_shim.client import Answer, EngineCall, EngineClient, GenerateRequest
-from deepinfer.engine_shim.frames import Body, Cancel, End, Head, MoreBody, Open
 from deepinfer.engine_shim.listening import add_loopback_port
 from deepinfer.engine_shim.server import engine_server
 from deepinfer.engine_shim.state_wire import EngineState
@@ -46,12 +43,6 @@ async def text(answer: Answer) -> str:
     return str(json.loads(await answer.read())["choices"][0]["text"])
 
 
-def call_stream(channel: grpc.aio.Channel) -> Any:
-    """Without our client, which hides what one message holds."""
-    method: Any = channel.stream_stream(wire.METHODS["Call"], wire.call_frames_to_bytes, wire.answer_frames_from_bytes)
-    return method()
-
-
 async def until(states: AsyncIterator[EngineState], running: int) -> EngineState:
     async for state in states:
         if state.load.running == running:
@@ -77,37 +68,6 @@ async def test_info_says_who_it_is_on_both_ways_in(sim: SimProcess) -> None:
     gateway = EngineClient(over_socket.endpoint)
     assert await gateway.info() == over_socket
     await gateway.close()
-
-
-async def test_what_a_step_made_for_all_travels_in_one_message(sim: SimProcess) -> None:
-    streams, tokens = 20, 40
-    frames = [Open(n, completion(f"{n}", stream=True, max_tokens=tokens), whole=True) for n in range(1, streams + 1)]
-    messages = bodies = ends = 0
-    async with grpc.aio.insecure_channel(sim.endpoint) as channel:
-        call = call_stream(channel)
-        await call.write(frames)
-        while ends < streams:
-            answer = await call.read()
-            messages += 1
-            bodies += sum(isinstance(frame, Body) for frame in answer)
-            ends += sum(isinstance(frame, End) for frame in answer)
-    assert bodies >= streams * tokens
-    assert messages < bodies / 5
-
-
-async def test_a_body_may_come_in_pieces(sim: SimProcess) -> None:
-    call = completion("in pieces")
-    head, tail = call.body[:10], call.body[10:]
-    opening = EngineCall(call.method, call.path, headers=call.headers, body=head)
-    async with grpc.aio.insecure_channel(sim.endpoint) as channel:
-        stream = call_stream(channel)
-        await stream.write([Open(1, opening, whole=False), Open(2, opening, whole=False), Cancel(2)])
-        await stream.write([MoreBody(1, tail, last=False), MoreBody(1, b"", last=True)])
-        await stream.done_writing()
-        frames = [frame async for answer in stream for frame in answer]
-    assert [type(frame) for frame in frames] == [Head, Body, End]
-    assert isinstance(frames[0], Head)
-    assert (frames[0].stream, frames[0].status) == (1, 200)
 
 
 async def test_a_cancelled_answer_stops_the_engine(sim: SimProcess) -> None:

@@ -1,8 +1,13 @@
 """The gateway: one plain ASGI function in front of everything. No middleware; what carries a model goes to an engine.
 
-POST  /v1/chat/completions, /v1/…, /tokenize, /detokenize    relayed to an engine (relay.py)
-GET   /v1/models, /v1/models/NAME, /health, /ready, /metrics  answered here
-*     everything else                                         the management API, lifespan included
+*     /v1/deployments, /v1/replicas, /v1/nodes and below      the management API
+*     any path with ?model=NAME                               relayed to an engine (relay.py), as it is
+*     /v1/models, /v1/models/NAME, /health, /ready, /metrics  answered here (GET)
+POST  everything else: its body names a model                 relayed to an engine
+*     the rest: /docs and what is nowhere, lifespan included  the management API
+
+No list of engines' endpoints is kept: what a path means is the engine's to say. A request goes to one replica, also one
+that changes something there. Engines have what changes them switched off unless their deployment switches it on.
 """
 
 from __future__ import annotations
@@ -10,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from deepinfer.control_plane.gateway.asgi import App, Receive, Reply, Scope, Send
+from deepinfer.control_plane.gateway.body import model_in_query
 from deepinfer.control_plane.gateway.error_reply import error_reply
 from deepinfer.control_plane.gateway.metrics import Metrics
 from deepinfer.control_plane.gateway.openai_models import model_list, one_model
@@ -19,7 +25,7 @@ from deepinfer.control_plane.router.replicas import Replicas
 from deepinfer.fleet.errors import DeepinferError, NoReadyReplica
 
 MANAGEMENT_PATHS = ("/v1/deployments", "/v1/replicas", "/v1/nodes")
-"""POSTs below these are the management API's; every other POST below /v1/ names a model."""
+"""What lies below these is never an engine's."""
 
 
 class Gateway:
@@ -43,7 +49,7 @@ class Gateway:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._management(scope, receive, send)
-        elif scope["method"] == "POST" and self._is_relayed(scope["path"]):
+        elif self._is_relayed(scope):
             await self._relay(scope, receive, send)
         elif (page := self._page(scope["path"])) is not None:
             await _answer(page, scope["method"]).send(send)
@@ -52,10 +58,13 @@ class Gateway:
         else:
             await self._management(scope, receive, send)
 
-    def _is_relayed(self, path: str) -> bool:
-        if path in RELAYED_PATHS:
+    def _is_relayed(self, scope: Scope) -> bool:
+        path = scope["path"]
+        if path.startswith(self._management_paths):
+            return False
+        if model_in_query(scope["query_string"]) is not None:
             return True
-        return path.startswith("/v1/") and not path.startswith(self._management_paths) and self._page(path) is None
+        return scope["method"] == "POST" and self._page(path) is None
 
     def _page(self, path: str) -> Callable[[], Reply] | None:
         if path.startswith("/v1/models/"):

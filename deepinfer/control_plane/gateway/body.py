@@ -1,7 +1,8 @@
 """From an HTTP request to the call an engine gets: its bytes untouched, and only what routing needs read from them.
 
-The whole body must be valid JSON, so that an engine never sees what this gateway could not read; what its fields mean
-is the engine's to judge. Any content type is taken for JSON: `curl -d` says it sends a form.
+The model is named by `?model=`, and then nothing else is read; else by the "model" of a multipart form; else by that of
+a JSON body. That must be valid as a whole, so that an engine never sees what this gateway could not read; what its
+fields mean is the engine's to judge. Any other content type is taken for JSON: `curl -d` says it sends a form.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from secrets import token_hex
+from urllib.parse import parse_qs
 
 import msgspec
 
 from deepinfer.control_plane.gateway.asgi import Headers, Receive, Scope
+from deepinfer.control_plane.gateway.multipart import is_form, model_in_form
 from deepinfer.control_plane.openai_errors import BodyTooLarge
 from deepinfer.engine_shim.frames import EngineCall
 from deepinfer.fleet.errors import InvalidRequest
@@ -57,15 +60,29 @@ def request_id(scope: Scope) -> bytes:
 async def read_request(scope: Scope, receive: Receive, request_id: bytes) -> ModelRequest:
     """Raises `InvalidRequest` naming what is wrong and where, and `ClientGone`."""
     body = await _read_body(scope, receive)
-    model = model_named_in(body)
-    headers = _passed_on(scope["headers"], request_id, len(body))
+    sent_type = _content_type(scope["headers"])
+    content_type = sent_type
+    model = model_in_query(scope["query_string"])
+    if model is None and is_form(sent_type):
+        model = model_in_form(body, sent_type)
+    elif model is None:
+        model, content_type = model_named_in(body), b"application/json"
+    headers = _passed_on(scope["headers"], request_id, content_type, len(body))
     return ModelRequest(model, EngineCall(scope["method"], scope["path"], scope["query_string"], headers, body))
+
+
+def model_in_query(query: bytes) -> str | None:
+    """What `?model=` says, if it is there."""
+    if b"model=" not in query:
+        return None
+    named = parse_qs(query.decode("latin-1"), encoding="utf-8", errors="replace").get("model")
+    return named[-1] if named else None
 
 
 def model_named_in(body: bytes) -> str:
     """The "model" of a JSON body; the only field looked at, but a body that is broken anywhere is refused."""
     if not body:
-        raise InvalidRequest("The body is empty; send a JSON object with a 'model'.")
+        raise InvalidRequest("The body is empty; send a JSON object with a 'model', or name it with ?model=NAME.")
     try:
         return _decoder.decode(body.decode()).model
     except UnicodeDecodeError as error:
@@ -112,11 +129,16 @@ def _too_large() -> BodyTooLarge:
     return BodyTooLarge(f"The body is larger than {BODY_LIMIT >> 20} MiB; send less.")
 
 
-def _passed_on(headers: Headers, request_id: bytes, length: int) -> Headers:
+def _content_type(headers: Headers) -> bytes:
+    return next((value for name, value in headers if name == b"content-type"), b"")
+
+
+def _passed_on(headers: Headers, request_id: bytes, content_type: bytes, length: int) -> Headers:
     named = _named_by_connection(headers)
     kept = [header for header in headers if header[0] not in NOT_PASSED_ON and header[0] not in named]
-    # An engine may insist on the content type, and the body has been seen to be JSON.
-    kept += ((b"content-type", b"application/json"), (b"content-length", b"%d" % length), (b"x-request-id", request_id))
+    if content_type:  # for a body that was seen to be JSON it is that: an engine may insist
+        kept.append((b"content-type", content_type))
+    kept += ((b"content-length", b"%d" % length), (b"x-request-id", request_id))
     return tuple(kept)
 
 

@@ -8,6 +8,9 @@ from deepinfer.control_plane.gateway.asgi import Headers, Reply
 from deepinfer.control_plane.openai_errors import error_body, error_headers, told
 from deepinfer.fleet.errors import DeepinferError
 
+ANTHROPIC_PATH = "/v1/messages"
+"""Its streams have events of another shape."""
+
 
 def error_reply(error: DeepinferError, headers: Headers = ()) -> Reply:
     """The answer to a request that failed before anything was sent."""
@@ -15,6 +18,9 @@ def error_reply(error: DeepinferError, headers: Headers = ()) -> Reply:
     return Reply(told(error).status, msgspec.json.encode(error_body(error)), (*headers, *own))
 
 
-def error_event(error: DeepinferError) -> bytes:
+def error_event(error: DeepinferError, path: str) -> bytes:
     """The same as an event of a stream that had begun. No [DONE] follows: the answer is not whole."""
+    if path.startswith(ANTHROPIC_PATH):
+        body = {"type": "error", "error": {"type": "api_error", "message": str(error)}}
+        return b"event: error\ndata: " + msgspec.json.encode(body) + b"\n\n"
     return b"data: " + msgspec.json.encode(error_body(error)) + b"\n\n"

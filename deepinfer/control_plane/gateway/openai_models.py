@@ -47,7 +47,8 @@ def _served(replicas: Replicas) -> str:
 
 
 def _model(model: ServedModel) -> dict[str, Any]:
-    return {
+    parent = {} if model.parent is None else {"parent": model.parent}
+    return parent | {
         "id": model.name,
         "object": "model",
         "created": model.created,

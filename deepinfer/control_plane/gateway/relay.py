@@ -2,22 +2,25 @@
 
 A status is sent only when the engine's first bytes are there. Until then a failure costs nothing: one other replica is
 tried, and if there is none the client gets a clean error. After that a broken answer is never made to look whole: a
-stream gets an error event and no [DONE], any other body ends with its connection. The client's hang-up cancels in the
-engine; a slow client slows its own stream only. A stream is not continued on another replica.
+stream gets an error event and no [DONE], any other body ends with its connection. A stream in which the engine itself
+tells an error is broken too. The client's hang-up cancels in the engine; a slow client slows its own stream only. A
+stream is not continued on another replica.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from deepinfer.control_plane.gateway.asgi import Receive, Scope, Send
 from deepinfer.control_plane.gateway.body import HOP_BY_HOP, ClientGone, ModelRequest, read_request, request_id
+from deepinfer.control_plane.gateway.client_stream import ClientStream
 from deepinfer.control_plane.gateway.error_reply import error_event, error_reply
+from deepinfer.control_plane.gateway.event_errors import EventErrors
 from deepinfer.control_plane.gateway.hang_up import WhileClientListens
 from deepinfer.control_plane.gateway.metrics import Measured, Metrics
 from deepinfer.control_plane.gateway.openai_models import nobody_for
+from deepinfer.control_plane.management.same_origin import refuse_foreign_pages
 from deepinfer.control_plane.router.candidate import Candidate, RoutedRequest
 from deepinfer.control_plane.router.choose import choose
 from deepinfer.control_plane.router.replicas import Replicas
@@ -37,9 +40,18 @@ RELAYED_PATHS = frozenset(
         "/v1/embeddings",
         "/v1/responses",
         "/v1/messages",
+        "/v1/messages/count_tokens",
         "/v1/rerank",
+        "/v2/rerank",
+        "/rerank",
         "/v1/score",
+        "/score",
+        "/pooling",
+        "/classify",
+        "/invocations",
         "/v1/audio/speech",
+        "/v1/audio/transcriptions",
+        "/v1/audio/translations",
         "/tokenize",
         "/detokenize",
     )
@@ -53,11 +65,11 @@ class AnswerBrokenOff(EngineFailed):
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """An answer whose head and first bytes are there."""
+    """An answer whose head and first bytes are there. `errors` watches it, if it is a stream of events."""
 
     answer: Answer
     first: bytes
-    rest: AsyncIterator[bytes]
+    errors: EventErrors | None
 
 
 class Relay:
@@ -72,6 +84,8 @@ class Relay:
         our_id = request_id(scope)
         with self._metrics.measure(path if path in RELAYED_PATHS else "other") as measured:
             try:
+                if path not in RELAYED_PATHS:  # it may be about the engine itself, such as emptying its cache
+                    refuse_foreign_pages(scope["method"], dict(scope["headers"]))
                 request = await read_request(scope, receive, our_id)
                 if self._replicas.knows(request.model):
                     measured.goes_to(request.model)
@@ -97,10 +111,16 @@ class Relay:
                 outcome = await _open(client, request.call)
                 tried |= {candidate.placement}
                 candidate = self._other(request.model, tried) if _did_nothing(outcome) else None
-                if candidate is None:
-                    await _pass_on(outcome, send, our_id, measured)
-                elif isinstance(outcome, Opened):
-                    outcome.answer.cancel()
+                if isinstance(outcome, EngineFailed):
+                    if candidate is None:
+                        raise outcome
+                    continue
+                try:
+                    if candidate is None:
+                        measured.first_byte()
+                        measured.status = await _pass_on(outcome, request.call.path, send, our_id)
+                finally:
+                    outcome.answer.cancel()  # nothing, if the answer is whole
 
     def _choose(self, model: str, tried: frozenset[str]) -> Candidate | None:
         return choose(self._replicas.candidates(model), RoutedRequest(model, tried))
@@ -115,8 +135,7 @@ async def _open(client: EngineClient, call: EngineCall) -> Opened | EngineFailed
     try:
         answer = await client.call(call)
         try:
-            rest = aiter(answer)
-            opened = Opened(answer, await anext(rest, b""), rest)
+            opened = await _begun(answer)
         except BaseException:
             answer.cancel()
             raise
@@ -128,41 +147,68 @@ async def _open(client: EngineClient, call: EngineCall) -> Opened | EngineFailed
     return opened
 
 
+async def _begun(answer: Answer) -> Opened:
+    """Raises `EngineFailed` also for a stream whose first event is an error."""
+    if not _is_event_stream(answer):
+        return Opened(answer, await anext(answer, b""), None)
+    errors, first = EventErrors(), b""
+    async for piece in answer:
+        first = errors.passed(piece)
+        if first:
+            break
+    if errors.failure is not None and errors.nothing_before:
+        raise EngineFailed(errors.failure)
+    return Opened(answer, first or errors.rest(), errors)
+
+
 def _did_nothing(outcome: Opened | EngineFailed) -> bool:
     return isinstance(outcome, EngineFailed) or outcome.answer.status in TRY_ANOTHER
 
 
-async def _pass_on(outcome: Opened | EngineFailed, send: Send, our_id: bytes, measured: Measured) -> None:
-    if isinstance(outcome, EngineFailed):
-        raise outcome
-    answer = outcome.answer
+async def _pass_on(opened: Opened, path: str, send: Send, our_id: bytes) -> int:
+    """The status to count."""
+    answer = opened.answer
+    headers = [header for header in answer.headers if header[0] not in _NOT_SENT_BACK]
+    headers.append((b"x-request-id", our_id))
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    client = ClientStream(send)
+    if opened.errors is not None and client.is_chunked:
+        return await _pass_on_events(opened, opened.errors, path, client)
     try:
-        measured.first_byte()
-        headers = [header for header in answer.headers if header[0] not in _NOT_SENT_BACK]
-        headers.append((b"x-request-id", our_id))
-        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-        measured.status = await _pass_on_body(outcome, send)
-    finally:
-        answer.cancel()  # nothing, if the answer is whole
-
-
-async def _pass_on_body(opened: Opened, send: Send) -> int:
-    """Bytes as they come; `send` waits while the client is slow. Answers the status to count."""
-    piece = opened.first
-    await send({"type": "http.response.body", "body": piece, "more_body": True})
-    try:
-        async for piece in opened.rest:
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await _pass_on_body(opened, client)
     except EngineFailed as error:
         log.warning("an engine failed in the middle of an answer: %s", error)
-        if not _is_event_stream(opened.answer):
-            raise AnswerBrokenOff(str(error)) from error
-        separated = piece.endswith(b"\n\n")  # else it stopped in the middle of an event
-        event = error_event(error) if separated else b"\n\n" + error_event(error)
-        await send({"type": "http.response.body", "body": event})
-        return BROKEN_OFF
-    await send({"type": "http.response.body", "body": b""})
-    return opened.answer.status
+        raise AnswerBrokenOff(str(error)) from error
+    await client.send(b"", more=False)
+    return answer.status
+
+
+async def _pass_on_body(opened: Opened, client: ClientStream) -> None:
+    """Bytes as they come; a slow client is waited for."""
+    if client.is_chunked:
+        client.write(opened.first)
+        await opened.answer.pour(client.write, client.drained)
+    else:
+        await client.send(opened.first, more=True)
+        async for piece in opened.answer:
+            await client.send(piece, more=True)
+
+
+async def _pass_on_events(opened: Opened, errors: EventErrors, path: str, client: ClientStream) -> int:
+    """The same, and what breaks off is told as an event, once: by the engine if it can, else here."""
+    client.write(opened.first)
+    last = b""
+    try:
+        await opened.answer.pour(lambda piece: client.write(errors.passed(piece)), client.drained)
+    except EngineFailed as error:
+        if errors.failure is None:
+            last = errors.separator + error_event(error, path)
+            errors.failure = str(error)
+    await client.send(last or errors.rest(), more=False)
+    if errors.failure is None:
+        return opened.answer.status
+    log.warning("an engine failed in the middle of an answer: %s", errors.failure)
+    return BROKEN_OFF
 
 
 def _is_event_stream(answer: Answer) -> bool:

@@ -7,6 +7,7 @@ told by the Host header. Programs send no Origin and our own address. Reading is
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from fastapi import Request
@@ -17,10 +18,16 @@ READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 async def refuse_foreign_origins(request: Request) -> None:
+    """`refuse_foreign_pages` as FastAPI calls it."""
+    refuse_foreign_pages(request.method, dict(request.headers.raw))
+
+
+def refuse_foreign_pages(method: str, headers: Mapping[bytes, bytes]) -> None:
     """Raises `ForeignOrigin` for a request that changes something and that a foreign web page may have sent."""
-    if request.method in READING:
+    if method in READING:
         return
-    host, origin = request.headers.get("host", ""), request.headers.get("origin")
+    host = headers.get(b"host", b"").decode("latin-1")
+    origin = headers[b"origin"].decode("latin-1") if b"origin" in headers else None
     if not _is_ours(host):
         raise ForeignOrigin(f"Host {host!r} is not this machine's loopback; use http://127.0.0.1 and the port.")
     if origin is not None and _address(origin) != host.lower():

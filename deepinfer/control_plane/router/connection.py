@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from deepinfer.control_plane.router.candidate import Candidate
@@ -30,12 +30,14 @@ class WrongEngine(EngineFailed):
 
 
 class Connection:
-    """Owned by `Replicas`, which runs `run` as a task and ends it with `retire`."""
+    """Owned by `Replicas`, which runs `run` as a task and ends it with `retire`. `renamed` hears of new `names`."""
 
-    def __init__(self, route: Route) -> None:
+    def __init__(self, route: Route, renamed: Callable[[], None]) -> None:
         self.route = route
+        self.names: tuple[str, ...] = ()  # what the engine said it serves, last; kept while it is away
         self.trouble = ""  # why it is not ready, for people
-        self._client = EngineClient(route.endpoint)
+        self._renamed = renamed
+        self._client = EngineClient(route.endpoint, only=(route.placement, route.epoch))
         self._state: EngineState | None = None
         self._in_flight = 0
         self._last_used = 0
@@ -117,6 +119,9 @@ class Connection:
         async for state in self._client.watch():
             self._state = state
             self.trouble = state.message
+            if state.served_names and state.served_names != self.names:
+                self.names = state.served_names
+                self._renamed()
 
     def _lost(self, trouble: str) -> None:
         self._state = None

@@ -29,6 +29,7 @@ class ServedModel:
     name: str
     created: int  # seconds since 1970
     ready: bool
+    parent: str | None = None  # the deployment whose engines serve it besides their own names, as adapters are
 
 
 class Replicas:
@@ -40,6 +41,7 @@ class Replicas:
         self._deployments: dict[str, list[Deployment]] = {}
         self._connections: dict[str, Connection] = {}  # by placement id: one epoch at a time
         self._by_name: dict[str, tuple[Connection, ...]] = {}
+        self._parents: dict[str, str] = {}  # names that only engines told -> the deployment
         self._turn = 0
         self._tasks = asyncio.TaskGroup()
         self._running: set[asyncio.Task[None]] = set()
@@ -63,7 +65,7 @@ class Replicas:
             self._reroute(placement, known.get(placement), wanted.get(placement))
         self._wake_those_with_news(fleet)
         self._fleet, self._deployments, self.has_view = fleet, deployments_by_name(fleet), True
-        self._by_name = _by_name(self._connections)
+        self._take_names()
 
     def candidates(self, model: str) -> tuple[Candidate, ...]:
         """The replicas that could answer a request for `model` now."""
@@ -80,17 +82,22 @@ class Replicas:
         return model in self._deployments or model in self._by_name or keys.deployment(model) in self._fleet.unreadable
 
     def models(self) -> tuple[ServedModel, ...]:
-        """Every name deployed, ready or not, the oldest first."""
-        served = (
+        """Every name deployed, ready or not, the oldest first; and what their engines serve besides."""
+        served = [
             ServedModel(name, min(map(created_seconds, deployments)), bool(self.candidates(name)))
             for name, deployments in self._deployments.items()
+        ]
+        created = {model.name: model.created for model in served}
+        served += (
+            ServedModel(name, created.get(parent, 0), bool(self.candidates(name)), parent)
+            for name, parent in self._parents.items()
         )
         return tuple(sorted(served, key=lambda model: (model.created, model.name)))
 
     def waits_for(self, model: str) -> str:
         """Why a known model has no candidate, in a sentence."""
         troubles = {placement: connection.trouble for placement, connection in self._connections.items()}
-        return waits_for(self._deployments.get(model, []), self._fleet, troubles)
+        return waits_for(self._deployments.get(self._parents.get(model, model), []), self._fleet, troubles)
 
     def counts(self) -> Counter[tuple[str, str]]:
         """(deployment, state) -> how many replicas, as seen from here."""
@@ -103,10 +110,25 @@ class Replicas:
         if old is not None:
             self._connections.pop(placement).retire()
         if new is not None:
-            connection = self._connections[placement] = Connection(new)
+            connection = self._connections[placement] = Connection(new, self._take_names)
             task = self._tasks.create_task(connection.run(), name=f"connection to {placement}")
             self._running.add(task)
             task.add_done_callback(self._running.discard)
+
+    def _take_names(self) -> None:
+        """A name that is deployed belongs to its deployments, whatever another's engine says."""
+        found: dict[str, list[Connection]] = {}
+        parents: dict[str, str] = {}
+        deployment_of = {placement.id: placement.deployment for placement in self._fleet.placements}
+        for placement, connection in self._connections.items():
+            own = connection.route.names
+            others = [n for n in dict.fromkeys(connection.names) if n not in own and n not in self._deployments]
+            for name in (*own, *others):
+                found.setdefault(name, []).append(connection)
+            for name in others:
+                parents.setdefault(name, deployment_of.get(placement, ""))
+        self._by_name = {name: tuple(connections) for name, connections in found.items()}
+        self._parents = parents
 
     def _wake_those_with_news(self, fleet: Snapshot) -> None:
         for status in set(fleet.statuses) - set(self._fleet.statuses):
@@ -121,11 +143,3 @@ class Replicas:
         if status is None:
             return "pending"
         return "unreachable" if status.phase is Phase.READY else status.phase.value
-
-
-def _by_name(connections: dict[str, Connection]) -> dict[str, tuple[Connection, ...]]:
-    found: dict[str, tuple[Connection, ...]] = {}
-    for connection in connections.values():
-        for name in connection.route.names:
-            found[name] = (*found.get(name, ()), connection)
-    return found

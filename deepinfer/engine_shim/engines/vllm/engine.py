@@ -25,7 +25,7 @@ from deepinfer.engine_shim.engines.vllm.loading_progress import tell_progress
 from deepinfer.engine_shim.engines.vllm.typed_requests import TypedRequests
 from deepinfer.engine_shim.kv_contents import KvContents
 from deepinfer.engine_shim.loading_thread import in_thread
-from deepinfer.engine_shim.served_engine import AsgiApp, ServedEngine
+from deepinfer.engine_shim.served_engine import ServedEngine
 from deepinfer.engine_shim.token_engine import EngineInfo, EngineLoad
 from deepinfer.fleet.launch import EngineLaunch
 
@@ -52,8 +52,8 @@ class VllmEngine:
         self._launch = launch
         self._parts = AsyncExitStack()
 
-    async def start(self) -> AsgiApp:
-        """vLLM's own application over the engine, started up as its server would do it."""
+    async def start(self) -> Any:
+        """vLLM's own application (a FastAPI) over the engine, started up as its server would do it."""
         vllm, engine, arguments = self._loaded.vllm, self._loaded.engine, self._loaded.arguments
         tasks = await engine.get_supported_tasks()
         known: dict[str, Any] = {
@@ -67,12 +67,12 @@ class VllmEngine:
         await called(vllm["init_app_state"], known | {"state": app.state}, vllm.version)
         await engine.reset_mm_cache()  # the dummy data it was measured with
         await self._parts.enter_async_context(app.router.lifespan_context(app))
-        events = follow(_kv_folder(self._launch), self.kv, worked=self._loaded.meter.finished)
-        self._parts.push_async_callback(_ended, asyncio.create_task(events, name="KV events"))
-        serving: AsgiApp = app
-        return serving
+        if _own_flags(self._launch):
+            events = follow(_kv_folder(self._launch), self.kv, worked=self._loaded.meter.finished)
+            self._parts.push_async_callback(_ended, asyncio.create_task(events, name="KV events"))
+        return app
 
-    def served(self, app: AsgiApp) -> ServedEngine:
+    def served(self, app: Any) -> ServedEngine:
         return ServedEngine(
             info=self.info,
             app=app,
@@ -80,6 +80,7 @@ class VllmEngine:
             kv=self.kv,
             load=self.load,
             close=self.close,
+            names=lambda: tuple(app.state.openai_serving_models.lora_requests),
             work_done=lambda: self._loaded.meter.work_done,
             broken=lambda: first_end(self._loaded.processes),
         )

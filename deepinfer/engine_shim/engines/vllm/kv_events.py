@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias
 
 import msgspec
 
@@ -22,21 +22,26 @@ _DEVICE: Final = ("GPU", None)
 """vLLM's word for where its own KV cache lies, on the CPU too; 0.10 and the connectors may leave it out."""
 _WORD: Final = (1 << 64) - 1
 
+Number: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+"""What is sent on in 32 bits."""
+Size: TypeAlias = Annotated[int, msgspec.Meta(ge=1, lt=1 << 32)]
+
 
 class BlockStored(msgspec.Struct, frozen=True, gc=False):
     """A run of blocks of one request came. The order of the fields is that of the positional form."""
 
     block_hashes: tuple[int | bytes, ...]
     parent_block_hash: int | bytes | None
-    token_ids: tuple[int, ...]  # of the whole run: of more blocks than came, where a sliding window skipped some
-    block_size: int
+    token_ids: tuple[Number, ...]  # of the whole run: of more blocks than came, where a sliding window skipped some
+    block_size: Size
     lora_id: int | None = None
     medium: str | None = None
     lora_name: str | None = None
     extra_keys: tuple[tuple[Any, ...] | None, ...] | None = None  # one entry a block that came
-    group_idx: int | None = None
+    group_idx: Number | None = None
     kv_cache_spec_kind: str | None = None
-    kv_cache_spec_sliding_window: int | None = None
+    kv_cache_spec_sliding_window: Number | None = None
+    locality: str | None = None
 
 
 class BlockRemoved(msgspec.Struct, frozen=True, gc=False):
@@ -44,13 +49,15 @@ class BlockRemoved(msgspec.Struct, frozen=True, gc=False):
 
     block_hashes: tuple[int | bytes, ...]
     medium: str | None = None
-    group_idx: int | None = None
+    group_idx: Number | None = None
+    locality: str | None = None
 
 
 class AllBlocksCleared(msgspec.Struct, frozen=True, gc=False):
     """The cache was emptied; `medium` is told from the versions on that clear each tier by itself."""
 
     medium: str | None = None
+    locality: str | None = None
 
 
 Event: TypeAlias = BlockStored | BlockRemoved | AllBlocksCleared
@@ -106,7 +113,7 @@ def apply(events: Sequence[Event], contents: KvContents) -> None:
     removed: list[tuple[int, int]] = []
     stored: list[KvBlock] = []
     for event in events:
-        if event.medium not in _DEVICE:
+        if event.medium not in _DEVICE or event.locality == "REMOTE":
             continue
         if stored and not isinstance(event, BlockStored):  # in one change, what goes goes first
             contents.change(stored, removed)

@@ -53,6 +53,7 @@ class BatchOrder:
     def ask(self) -> int:
         """The number a replay has to begin with. What `replayed` is given from now on is the answer."""
         self._taken, self._ignoring = 0, False
+        self._ahead.clear()  # the answer has to bring them: else they are of an earlier life of the publisher
         self._begins = None if self._last is None else (self._next - 1, self._last)
         return self._next if self._begins is None else self._begins[0]
 

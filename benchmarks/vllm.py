@@ -1,0 +1,210 @@
+"""What deepinfer costs a vLLM: the same vLLM bare and behind deepinfer, in one run on this machine.
+
+Rounds alternate between the two (bare, ours, ours, bare, …) while the other is idle; what counts is the ratio of each
+round, ours over bare, and its median. A round is a batch of 1, 8 or 32 streams of /v1/chat/completions at temperature
+0, of a fixed number of tokens; both sides get the same prompts, and no prompt comes twice. Throughput is the tokens of
+a batch over its wall time, prefill included. TTFT is the time from the request to the event of the first token, with
+one stream, request by request in turn. CPU is that of the processes that serve HTTP: vLLM's API server, or `serve` and
+the shim; it is compared at the most streams.
+
+`--floor` measures the bare server against a second one like it: how far from 1 mere noise leads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import signal
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.stream_load import Batch, StreamLoad
+from benchmarks.vllm_servers import MODEL, Side, bare_vllm, deepinfer_vllm, installed_vllm
+from deepinfer.fleet.places import cache_dir
+
+ROUNDS = {1: 12, 8: 12, 32: 12}
+NEW_TOKENS = {1: 32, 8: 48, 32: 48}
+FIRST_TOKENS = 200
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What one batch took, and the server's CPU time for it in seconds."""
+
+    batch: Batch
+    cpu: float
+
+    @property
+    def rate(self) -> float:
+        return self.batch.tokens / self.batch.seconds
+
+    @property
+    def cpu_per_token(self) -> float:
+        """In microseconds."""
+        return self.cpu / self.batch.tokens * 1e6
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One round: the same batch on both sides."""
+
+    ours: Taken
+    bare: Taken
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Both servers and the process that asks them."""
+
+    ours: Side
+    bare: Side
+    load: StreamLoad
+
+    def pair(self, number: int, bodies: list[dict[str, Any]]) -> Pair:
+        """Who is first changes with every round."""
+        if number % 2:
+            ours = self._take(self.ours, bodies)
+            return Pair(ours, self._take(self.bare, bodies))
+        bare = self._take(self.bare, bodies)
+        return Pair(self._take(self.ours, bodies), bare)
+
+    def _take(self, side: Side, bodies: list[dict[str, Any]]) -> Taken:
+        before = side.cpu_seconds()
+        batch = self.load.batch(side.port, bodies)
+        return Taken(batch, side.cpu_seconds() - before)
+
+
+class Prompts:
+    """Short ones, each of them new."""
+
+    def __init__(self) -> None:
+        self._asked = 0
+
+    def bodies(self, streams: int, tokens: int) -> list[dict[str, Any]]:
+        return [self._body(tokens) for _ in range(streams)]
+
+    def _body(self, tokens: int) -> dict[str, Any]:
+        self._asked += 1
+        return {
+            "model": MODEL,
+            "messages": [{"role": "user", "content": f"Tell me the story of house number {self._asked}."}],
+            "max_tokens": tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+
+
+def rounds(bench: Bench, prompts: Prompts, streams: int) -> list[Pair]:
+    bench.pair(0, prompts.bodies(streams, NEW_TOKENS[streams] // 2))  # warms both
+    pairs = []
+    for number in range(ROUNDS[streams]):
+        pairs.append(pair := bench.pair(number, prompts.bodies(streams, NEW_TOKENS[streams])))
+        print(
+            f"{streams:2d} streams, round {number + 1:2d}/{ROUNDS[streams]}: "
+            f"bare {pair.bare.rate:6.1f} tok/s, ours {pair.ours.rate:6.1f} tok/s, {_throughput(pair):.3f}",
+            flush=True,
+        )
+    return pairs
+
+
+def first_tokens(bench: Bench, prompts: Prompts) -> list[Pair]:
+    pairs = []
+    for number in range(FIRST_TOKENS):
+        pairs.append(bench.pair(number, prompts.bodies(1, 2)))
+        if number % 40 == 39:
+            print(f"first tokens, {number + 1}/{FIRST_TOKENS}: {_ttft(pairs):.3f}", flush=True)
+    return pairs
+
+
+def _throughput(pair: Pair) -> float:
+    return pair.ours.rate / pair.bare.rate
+
+
+def _cpu(pair: Pair) -> float:
+    return pair.ours.cpu_per_token / pair.bare.cpu_per_token
+
+
+def _first(taken: Taken) -> float:
+    return taken.batch.firsts[0]
+
+
+def _ttft(pairs: list[Pair]) -> float:
+    """Of the medians: single requests differ by far more than the two sides."""
+    return statistics.median(_first(p.ours) for p in pairs) / statistics.median(_first(p.bare) for p in pairs)
+
+
+def table(by_streams: dict[int, list[Pair]], firsts: list[Pair]) -> Iterator[str]:
+    yield f"{'':24}{'bare':>9}{'ours':>9}{'ratio':>8}"
+    for streams, pairs in by_streams.items():
+        yield _row(f"tokens/s, {streams} streams", pairs, lambda t: t.rate, _spread(pairs, _throughput))
+    yield _row("TTFT p50, ms", firsts, lambda t: _first(t) * 1e3, f"{_ttft(firsts):8.3f}")
+    for streams, pairs in by_streams.items():
+        yield _row(f"CPU us/token, {streams}", pairs, lambda t: t.cpu_per_token, _spread(pairs, _cpu))
+    for streams, pairs in by_streams.items():
+        yield _row(f"events/token, {streams}", pairs, lambda t: t.batch.events / t.batch.tokens, "")
+    for streams, pairs in by_streams.items():
+        yield _row(f"load's us/token, {streams}", pairs, lambda t: t.batch.load_cpu / t.batch.tokens * 1e6, "")
+
+
+def _row(what: str, pairs: list[Pair], value: Callable[[Taken], float], ratio: str) -> str:
+    bare = statistics.median(value(pair.bare) for pair in pairs)
+    ours = statistics.median(value(pair.ours) for pair in pairs)
+    return f"{what:24}{bare:9.2f}{ours:9.2f}{ratio}"
+
+
+def _spread(pairs: list[Pair], ratio: Callable[[Pair], float]) -> str:
+    """The median of the rounds' ratios and its standard error."""
+    ratios = [ratio(pair) for pair in pairs]
+    error = 1.25 * statistics.stdev(ratios) / math.sqrt(len(ratios))
+    return f"{statistics.median(ratios):8.3f} +- {error:.3f}"
+
+
+def last_line(by_streams: dict[int, list[Pair]], firsts: list[Pair]) -> str:
+    figures = {f"throughput_{n}": statistics.median(map(_throughput, pairs)) for n, pairs in by_streams.items()}
+    figures["ttft_p50"] = _ttft(firsts)
+    figures["cpu_per_token"] = statistics.median(map(_cpu, by_streams[max(by_streams)]))
+    return "bench-vllm " + " ".join(f"{name}={figure:.3f}" for name, figure in figures.items())
+
+
+@contextmanager
+def _both(arguments: argparse.Namespace, home: Path) -> Iterator[tuple[Side, Side]]:
+    """(ours, bare); deepinfer comes first, because it fetches the model."""
+    python = arguments.python or installed_vllm()
+    model_path = cache_dir() / "models" / "smollm2-135m-instruct"
+    first = bare_vllm("second", python, model_path, home) if arguments.floor else deepinfer_vllm("ours", home)
+    with first as ours, bare_vllm("bare", python, model_path, home) as bare:
+        yield ours, bare
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="benchmarks.vllm", description="deepinfer beside a bare vLLM")
+    parser.add_argument("--floor", action="store_true", help="a second bare vLLM in deepinfer's place: the noise")
+    parser.add_argument("--python", type=Path, help="the interpreter of the bare vLLM, if not the installed one")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are stopped
+    with (
+        tempfile.TemporaryDirectory() as home,
+        _both(arguments, Path(home)) as (ours, bare),
+        closing(StreamLoad()) as load,
+    ):
+        bench, prompts = Bench(ours, bare, load), Prompts()
+        firsts = first_tokens(bench, prompts)
+        by_streams = {streams: rounds(bench, prompts, streams) for streams in ROUNDS}
+    print("\n".join(table(by_streams, firsts)))
+    print(last_line(by_streams, firsts))
+
+
+if __name__ == "__main__":
+    main()

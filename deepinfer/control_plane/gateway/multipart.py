@@ -1,0 +1,58 @@
+"""The value of a form's field, out of a multipart body that is passed on untouched (files among it)."""
+
+from __future__ import annotations
+
+from email.message import Message
+from email.parser import BytesHeaderParser
+
+from deepinfer.fleet.errors import InvalidRequest
+
+_HEADERS_BYTES = 8 << 10  # of one part
+_VALUE_BYTES = 1 << 10
+
+
+def is_form(content_type: bytes) -> bool:
+    return content_type.lower().startswith(b"multipart/form-data")
+
+
+def model_in_form(body: bytes, content_type: bytes) -> str:
+    """The last "model" of the form; `InvalidRequest` when there is none, or the form cannot be read."""
+    found = None
+    delimiter = _delimiter(content_type)
+    start = body.find(delimiter)
+    while start >= 0:
+        start += len(delimiter)
+        if body.startswith(b"--", start):
+            break
+        end = body.find(b"\r\n" + delimiter, start)
+        if _name(body, start) == "model":
+            found = _value(body, start, end)
+        start = end + 2 if end >= 0 else -1
+    if found is None:
+        raise InvalidRequest("The form has no 'model'; GET /v1/models lists what is served.", "model")
+    return found
+
+
+def _delimiter(content_type: bytes) -> bytes:
+    header = Message()
+    header["content-type"] = content_type.decode("latin-1")
+    boundary = header.get_boundary()
+    if not boundary:
+        raise InvalidRequest("The content type multipart/form-data needs a boundary.")
+    return b"--" + boundary.encode("latin-1")
+
+
+def _name(body: bytes, start: int) -> object:
+    end = body.find(b"\r\n\r\n", start, start + _HEADERS_BYTES)
+    headers = BytesHeaderParser().parsebytes(body[start + 2 : max(end, start + 2)])
+    return headers.get_param("name", header="content-disposition")
+
+
+def _value(body: bytes, start: int, end: int) -> str:
+    start = body.find(b"\r\n\r\n", start) + 4
+    if end < start or end - start > _VALUE_BYTES:
+        raise InvalidRequest("The form's 'model' is cut off or too long.", "model")
+    try:
+        return body[start:end].decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest("The form's 'model' is not valid UTF-8.", "model") from error

@@ -1,0 +1,233 @@
+"""A reader's copy of an engine's KV contents, over a real WatchState, and with messages lost on the way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deepinfer.engine_shim import state_watch
+from deepinfer.engine_shim.client import EngineClient
+from deepinfer.engine_shim.kv_contents import BlockKey, KvBlock, KvContents, KvGroup, block_digest
+from deepinfer.engine_shim.kv_mirror import KvMirror, StateDrift, mirrored
+from deepinfer.engine_shim.listening import add_loopback_port
+from deepinfer.engine_shim.served_engine import Receive, Scope, Send
+from deepinfer.engine_shim.server import engine_server
+from deepinfer.engine_shim.state_wire import EngineState, state_from_bytes, state_to_bytes
+from deepinfer.engine_shim.status import ShimStatus
+from deepinfer.engine_shim.wire import ShimPhase
+from deepinfer.fleet.launch import EngineLaunch
+from deepinfer.fleet.resources import EngineKind
+from tests.shim_in_process import engine_over
+
+
+def block(said: int, group: int = 0) -> KvBlock:
+    return KvBlock(said, said - 1, (said, said), group)
+
+
+def same(mirror: KvMirror, contents: KvContents) -> bool:
+    return (set(mirror.blocks()), mirror.digest, mirror.sequence, mirror.boot_epoch) == (
+        set(contents.snapshot()),
+        contents.digest,
+        contents.sequence,
+        contents.boot_epoch,
+    )
+
+
+class LosingClient:
+    """Loses message number `lost` of its first watch, as if it had never been sent."""
+
+    def __init__(self, client: EngineClient, lost: int) -> None:
+        self.watches = 0
+        self.sent: asyncio.Queue[int] = asyncio.Queue()  # the lost ones too
+        self._client = client
+        self._lost = lost
+
+    async def watch(self) -> AsyncIterator[EngineState]:
+        self.watches += 1
+        number = 0
+        async for state in self._client.watch():
+            number += 1
+            self.sent.put_nowait(number)
+            if self.watches > 1 or number != self._lost:
+                yield state
+
+
+@asynccontextmanager
+async def serving(contents: KvContents, folder: Path) -> AsyncIterator[EngineClient]:
+    """A shim's gRPC service over these contents."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        raise NotImplementedError
+
+    launch = EngineLaunch(
+        placement="chat-aaaaa-0",
+        epoch=1,
+        engine=EngineKind.SIM,
+        served_names=("chat",),
+        model_path=None,
+        device="cpu",
+        engine_args={},
+        socket=folder / "shim.sock",
+    )
+    status = ShimStatus(launch)
+    status.ready(engine_over(app, contents))
+    server = engine_server(status)
+    client = EngineClient(add_loopback_port(server, "127.0.0.1"))
+    await server.start()
+    yield client
+    await client.close()
+    await server.stop(None)
+
+
+async def follow_until_same(states: AsyncIterator[EngineState], mirror: KvMirror, contents: KvContents) -> None:
+    async with asyncio.timeout(20):
+        while not (mirror.whole and same(mirror, contents)):
+            await anext(states)
+
+
+async def test_a_copy_follows_changes_clearing_and_a_new_beginning(tmp_path: Path) -> None:
+    contents, mirror = KvContents(5), KvMirror()
+    contents.describe(KvGroup(0, 2))
+    contents.change([block(1), block(2)])
+    async with serving(contents, tmp_path) as client, aclosing(mirrored(client, mirror)) as states:
+        await follow_until_same(states, mirror, contents)
+        assert mirror.blocks() == (block(1), block(2))
+        contents.describe(KvGroup(1, 2, "sliding_window", 3))
+        contents.change([block(2, group=1), replace(block(3), lora="sql", extra=2**64 - 1)], [(0, 1)])
+        contents.change(removed=[(0, 2)])
+        await follow_until_same(states, mirror, contents)
+        assert (0, 2) not in mirror
+        assert (1, 2) in mirror
+        assert mirror.groups == contents.groups()
+        contents.clear()
+        contents.change([block(7)])
+        await follow_until_same(states, mirror, contents)
+        contents.restart(4)
+        assert contents.boot_epoch == 6  # never backwards
+        await follow_until_same(states, mirror, contents)
+        assert len(mirror) == 0
+    assert not mirror.whole
+
+
+@pytest.mark.parametrize("lost", [1, 3])
+async def test_a_lost_message_is_noticed_and_the_watch_opened_again(
+    tmp_path: Path, lost: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    contents, mirror = KvContents(5), KvMirror()
+    async with serving(contents, tmp_path) as client:
+        losing = LosingClient(client, lost)
+        async with aclosing(mirrored(losing, mirror)) as states, asyncio.TaskGroup() as tasks:
+            following = tasks.create_task(until_holding(states, mirror, (0, 9)))
+            for number in range(1, lost + 1):
+                await losing.sent.get()  # one message a change, so that what is lost is just one change
+                contents.change([block(number)], [(0, number - 2)])
+            contents.change([block(9)])
+            await following
+            assert same(mirror, contents)
+        assert losing.watches == 2
+        assert "has drifted" in caplog.text
+
+
+async def test_an_engine_whose_snapshots_do_not_fit_is_not_asked_for_ever() -> None:
+    class Wrong:
+        watches = 0
+
+        async def watch(self) -> AsyncIterator[EngineState]:
+            self.watches += 1
+            yield replace(first(), digest=self.watches)
+
+    wrong = Wrong()
+    with pytest.raises(StateDrift):
+        _ = [state async for state in mirrored(wrong, KvMirror())]
+    assert wrong.watches == 2
+
+
+async def until_holding(states: AsyncIterator[EngineState], mirror: KvMirror, key: BlockKey) -> None:
+    async with asyncio.timeout(20):
+        while key not in mirror:
+            await anext(states)
+
+
+async def test_a_snapshot_may_come_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state_watch, "_MESSAGE_TOKENS", 8)
+    contents, mirror = KvContents(5), KvMirror()
+    contents.describe(KvGroup(0, 2))
+    contents.change(map(block, range(1, 12)))
+    async with serving(contents, tmp_path) as client, aclosing(mirrored(client, mirror)) as states:
+        seen = [(state.snapshot, state.more, len(state.stored)) for state in [await anext(states) for _ in range(3)]]
+        assert seen == [(True, True, 4), (False, True, 4), (False, False, 3)]
+        assert same(mirror, contents)
+        contents.change([block(20)])
+        await follow_until_same(states, mirror, contents)
+
+
+def state(**fields: Any) -> EngineState:
+    begin: dict[str, Any] = {"boot_epoch": 1, "sequence": 1, "snapshot": False, "phase": ShimPhase.READY}
+    return EngineState(**begin | fields)
+
+
+def first() -> EngineState:
+    return state(snapshot=True, sequence=3, stored=(block(1),), digest=block_digest((0, 1)))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (state(boot_epoch=2, sequence=4, after=3), "began anew"),
+        (state(sequence=6, after=5, digest=block_digest((0, 1))), "builds on 5"),
+        (state(sequence=4, after=3, digest=7), "digests differ"),
+        (state(sequence=3, after=3, more=True), "outside"),
+        (replace(first(), digest=1), "digests differ"),
+    ],
+)
+def test_what_does_not_fit_empties_the_copy(wrong: EngineState, words: str) -> None:
+    mirror = KvMirror()
+    mirror.apply(first())
+    with pytest.raises(StateDrift, match=words):
+        mirror.apply(wrong)
+    assert (len(mirror), mirror.whole) == (0, False)
+    with pytest.raises(StateDrift, match="not begun with a snapshot"):
+        mirror.apply(state(sequence=4, after=3))
+    mirror.apply(first())
+    assert mirror.whole
+
+
+_keys = st.tuples(st.integers(0, 2), st.integers(1, 9))
+
+
+@settings(max_examples=50)
+@given(steps=st.lists(st.tuples(st.lists(_keys, max_size=4), st.lists(_keys, max_size=4), st.sampled_from("cccar"))))
+def test_every_change_carried_over_the_wire_leaves_the_same_set(
+    steps: list[tuple[list[tuple[int, int]], list[tuple[int, int]], str]],
+) -> None:
+    contents, mirror, held = KvContents(1), KvMirror(), set[tuple[int, int]]()
+    mirror.apply(state(snapshot=True, sequence=0))
+    for stored, removed, kind in steps:
+        before = contents.sequence
+        if kind == "a":
+            contents.clear()
+        elif kind == "r":
+            contents.restart(contents.boot_epoch)
+        else:
+            contents.change([block(said, group) for group, said in stored], removed)
+        held = (held - set(removed)) | set(stored) if kind == "c" else set()
+        told = state(
+            boot_epoch=contents.boot_epoch,
+            sequence=contents.sequence,
+            after=before,
+            digest=contents.digest,
+            snapshot=kind != "c",
+            stored=tuple(block(said, group) for group, said in stored) if kind == "c" else (),
+            removed=tuple(removed) if kind == "c" else (),
+        )
+        mirror.apply(state_from_bytes(state_to_bytes(told)))
+        assert {b.key for b in mirror.blocks()} == {b.key for b in contents.snapshot()} == held
+        assert contents.digest == sum(map(block_digest, held)) % 2**64

@@ -1,0 +1,185 @@
+"""What a real vLLM holds, as the shim tells it, against what vLLM's own events say to whoever asks for all of them.
+
+How a batch lost on the way is healed is shown over real sockets in `edges/test_kv_subscription.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+import zmq
+
+from deepinfer.engine_shim.client import EngineCall, EngineClient
+from deepinfer.engine_shim.kv_contents import BlockKey, KvBlock, block_digest
+from deepinfer.engine_shim.kv_mirror import KvMirror, mirrored
+from deepinfer.engine_shim.kv_residency import resident_tokens
+from tests.fleet import Fleet, eventually
+
+BLOCK = 32
+END = b"\xff" * 8
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture(scope="module")
+def chat(vllm_engine: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """SmolLM2 on a vLLM so small that prompts push one another out."""
+    fleet = Fleet(tmp_path_factory.mktemp("kv"))
+    try:
+        fleet.start_serve()
+        fleet.start_worker()
+        fleet.deploy(
+            name="chat",
+            model="smollm2",
+            engine="vllm",
+            device="cpu",
+            dtype="bfloat16",
+            max_model_len=2048,
+            engine_args={"enforce_eager": True, "block_size": BLOCK, "num_gpu_blocks_override": 96},
+            env={"VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"},
+        )
+        fleet.wait_ready("chat", seconds=600)
+        yield fleet
+    finally:
+        fleet.close()
+
+
+def complete(fleet: Fleet, prompt: list[int], salt: str = "") -> None:
+    body = {"model": "chat", "prompt": prompt, "max_tokens": 4, "temperature": 0, "ignore_eos": True}
+    answer = fleet.http.post("/v1/completions", json=body | ({"cache_salt": salt} if salt else {}), timeout=300)
+    assert answer.status_code == 200, answer.text
+
+
+def random_traffic(fleet: Fleet, requests: int, seed: int) -> None:
+    """Shared beginnings, own ends, some salted, six at a time."""
+    chance = random.Random(seed)
+    asked = []
+    for _ in range(requests):
+        shared = [chance.randrange(100, 103)] * BLOCK * chance.randrange(1, 6)
+        own = [chance.randrange(1000, 2000) for _ in range(chance.randrange(1, 300))]
+        asked.append((shared + own, chance.choice(["", "", "", "secret"])))
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(lambda asked: complete(fleet, *asked), asked))
+
+
+def fresh_subscriber(fleet: Fleet) -> tuple[set[BlockKey], int]:
+    """What is held by vLLM's events, all of them from the first on; and how many blocks were ever given up."""
+    (socket,) = (path for path in Path(fleet.home).rglob("replay") if path.is_socket())
+    held: set[BlockKey] = set()
+    given_up = 0
+    with zmq.Context() as context, context.socket(zmq.DEALER) as replays:
+        replays.set_hwm(0)
+        replays.linger = 0
+        replays.connect(f"ipc://{socket}")
+        replays.send_multipart([b"", bytes(8)])
+        while (frames := replays.recv_multipart())[-2] != END:
+            for event in msgspec.msgpack.decode(frames[-1])[1]:
+                said = {(event.get("group_idx") or 0, said) for said in event.get("block_hashes", ())}
+                match event["type"]:
+                    case "BlockStored":
+                        held |= said
+                    case "BlockRemoved":
+                        held -= said
+                        given_up += len(said)
+                    case _:
+                        held = set()
+    return held, given_up
+
+
+def shims_set(fleet: Fleet) -> KvMirror:
+    """As a router sees it: the first whole snapshot, its digest checked."""
+
+    async def look() -> KvMirror:
+        client, mirror, copy = EngineClient(fleet.wait_ready("chat")[0]["endpoint"]), KvMirror(), KvMirror()
+        try:
+            async with aclosing(mirrored(client, mirror)) as states:
+                async for state in states:
+                    copy.apply(state)
+                    if copy.whole:
+                        return copy
+        finally:
+            await client.close()
+        raise AssertionError("the shim ended its watch")
+
+    return asyncio.run(look())
+
+
+def shims_set_when(fleet: Fleet, condition: Callable[[KvMirror], bool]) -> KvMirror:
+    """Events come a little after the answers they belong to."""
+    return eventually(lambda: [mirror for mirror in [shims_set(fleet)] if condition(mirror)])[0]
+
+
+def keys(mirror: KvMirror) -> set[BlockKey]:
+    return {block.key for block in mirror.blocks()}
+
+
+def reset_prefix_cache(fleet: Fleet) -> None:
+    """Asked of the engine itself: the path names no model to route by."""
+
+    async def ask() -> int:
+        client = EngineClient(fleet.wait_ready("chat")[0]["endpoint"])
+        try:
+            return (await client.call(EngineCall("POST", "/reset_prefix_cache"))).status
+        finally:
+            await client.close()
+
+    assert asyncio.run(ask()) == 200
+
+
+def test_the_shim_s_set_is_what_a_fresh_subscriber_computes(chat: Fleet) -> None:
+    for seed in range(3):
+        random_traffic(chat, 12, seed)
+        if seed < 2:
+            reset_prefix_cache(chat)
+    held, given_up = fresh_subscriber(chat)
+    assert given_up > 0, "nothing was ever evicted, so this showed nothing"
+    mirror = shims_set_when(chat, lambda mirror: keys(mirror) == held)
+    assert mirror.digest == sum(map(block_digest, held)) % 2**64
+    assert [(group.block_size, group.tail) for group in mirror.groups] == [(BLOCK, 0)]
+    assert all(block.token_ids for block in mirror.blocks())
+
+
+def test_a_prompt_just_answered_is_resident_and_a_salted_one_is_another(chat: Fleet) -> None:
+    prompt = [7] * BLOCK * 4 + [8]
+    complete(chat, prompt)
+    complete(chat, prompt, salt="secret")
+
+    first = tuple(prompt[:BLOCK])
+
+    def roots(mirror: KvMirror) -> list[KvBlock]:
+        return [block for block in mirror.blocks() if not block.parent and block.token_ids == first]
+
+    mirror = shims_set_when(chat, lambda mirror: len(roots(mirror)) == 2)
+    plain, salted = sorted(roots(mirror), key=lambda block: bool(block.extra))
+    assert (plain.extra == 0, salted.extra == 0) == (True, False)
+    by_parent = {(b.parent, b.token_ids): b.hash for b in mirror.blocks()}
+    chain = [plain.hash]
+    while (following := by_parent.get((chain[-1], first))) is not None:
+        chain.append(following)
+    assert resident_tokens(chain, BLOCK, mirror.groups, mirror) == 4 * BLOCK
+
+
+def test_killing_the_engine_gives_a_new_epoch_and_an_empty_set(chat: Fleet) -> None:
+    complete(chat, [9] * BLOCK * 3)
+    before = shims_set_when(chat, lambda mirror: len(mirror) >= 3)
+    replica = chat.wait_ready("chat")[0]
+    for process in [psutil.Process(replica["pid"]), *psutil.Process(replica["pid"]).children(recursive=True)]:
+        os.kill(process.pid, signal.SIGKILL)
+    eventually(lambda: chat.replicas("chat")[0].get("pid") not in (None, replica["pid"]), 120)
+    chat.wait_ready("chat", seconds=600)
+    after = shims_set(chat)
+    assert after.boot_epoch > before.boot_epoch
+    assert (len(after), after.digest) == (0, 0)
+    random_traffic(chat, 6, seed=9)
+    held, _ = fresh_subscriber(chat)
+    shims_set_when(chat, lambda mirror: keys(mirror) == held)
