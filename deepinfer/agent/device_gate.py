@@ -44,6 +44,7 @@ class Wait:
     """Nothing can be done but tell it."""
 
     message: str
+    needs_help: bool = False  # it will not end by itself
 
 
 Step = Free | EndThese | Wait
@@ -61,7 +62,7 @@ def next_step(holders: Sequence[Holder], in_charge: frozenset[Mark], waited_seco
     if ended is not None and waited_seconds < FORGOTTEN_AFTER_SECONDS:
         return Wait(f"device {ended.device} still holds the memory of process {ended.pid}, which has ended")
     foreign = _foreign(holders)
-    return Free() if foreign is None else Wait(_plea(foreign))
+    return Free() if foreign is None else Wait(_plea(foreign), needs_help=True)
 
 
 def _foreign(holders: Sequence[Holder]) -> Holder | None:

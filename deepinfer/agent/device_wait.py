@@ -20,7 +20,7 @@ async def until_devices_are_free(
     devices: Collection[str],
     launcher: NativeLauncher,
     in_charge: Callable[[], frozenset[Mark]],
-    tell: Callable[[str], None],
+    tell: Callable[[Wait], None],
 ) -> None:
     """Left-overs of ours are ended on the way; what is not ours may make this wait for ever."""
     exclusive = [device for device in devices if device != "cpu"]
@@ -33,8 +33,8 @@ async def until_devices_are_free(
                 return
             case EndThese(marks):
                 await _end(launcher, marks)
-            case Wait(message):
-                tell(message)
+            case Wait() as wait:
+                tell(wait)
                 await asyncio.sleep(_LOOK_AGAIN_SECONDS)  # no event tells that a device is free
 
 

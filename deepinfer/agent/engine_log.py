@@ -8,6 +8,7 @@ from pathlib import Path
 from deepinfer.agent.root_cause import last_error, root_cause, told_failure
 
 _TAIL_BYTES = 64 * 1024
+_END_BYTES = 2 * 1024 * 1024  # what a run's end may print
 _LONGEST_LINE = 400
 
 
@@ -63,7 +64,7 @@ def failure_told(folder: Path) -> str | None:
 def _last_lines(folder: Path) -> list[str]:
     try:
         with log_path(folder).open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _END_BYTES))
             return file.read().decode(errors="replace").splitlines()
     except FileNotFoundError:
         return []

@@ -56,7 +56,8 @@ class EngineProcess:
     socket: Path
     folder: Path  # its log and launch file
     child: subprocess.Popen[bytes] | None = field(default=None, compare=False)  # None for an adopted one
-    segments: set[Path] = field(default_factory=set, compare=False)  # shared memory it was seen to use
+    seen: dict[int, float] = field(default_factory=dict, compare=False)  # its processes so far, and when each began
+    segments: set[Path] = field(default_factory=set, compare=False)  # shared memory they were seen to use
     has_shim: bool = True  # False: its shim died while no agent looked, and `pid` is a worker it left behind
 
     async def ended(self) -> int | None:
@@ -78,16 +79,19 @@ class EngineProcess:
     async def kill(self) -> None:
         """SIGKILL to all of it; returns when every process is verified gone, and the memory they shared."""
         while self.members():
-            self.note_memory()
+            self.note_members()
             self._signal(signal.SIGKILL)
             with suppress(TimeoutError):
                 async with asyncio.timeout(1):  # one may have been forked meanwhile: signal again
                     await self._gone()
         await asyncio.to_thread(remove_unused, self.segments)
 
-    def note_memory(self) -> None:
-        """Remember what must be removed with it, also if somebody else kills it."""
-        self.segments.update(segments_of(process.pid for process in self.members()))
+    def note_members(self) -> None:
+        """Remember what must go with it, also if somebody else kills its shim: a program may overwrite its marks."""
+        for process in self.members():
+            with suppress(psutil.NoSuchProcess):
+                self.seen[process.pid] = process.create_time()
+        self.segments.update(segments_of(self.seen))
 
     def members(self) -> list[psutil.Process]:
         """Everything alive of this engine, orphans and strays that left its session included."""
@@ -96,6 +100,7 @@ class EngineProcess:
             marked or self._alive()
         ):  # without these the session's number may belong to somebody else by now
             marked |= {process.pid: process for process in _session(self.pid)}
+        marked |= {pid: psutil.Process(pid) for pid, created in self.seen.items() if _lives(pid, created)}
         return list(marked.values())
 
     async def _gone(self) -> None:
@@ -104,11 +109,7 @@ class EngineProcess:
                 await _exit_of(process.pid)
 
     def _alive(self) -> bool:
-        try:
-            process = psutil.Process(self.pid)
-            return process.create_time() == self.created and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
+        return _lives(self.pid, self.created)
 
     def _signal(self, number: int) -> None:
         """The group at once, because it may be forking; then one by one whoever left it."""
@@ -143,6 +144,14 @@ def mark_of(process: psutil.Process) -> Mark | None:
     except OSError as error:  # a process that is just being replaced by exec
         log.debug("the environment of process %d cannot be read: %s", process.pid, error)
         return None
+
+
+def _lives(pid: int, created: float) -> bool:
+    try:
+        process = psutil.Process(pid)
+        return process.create_time() == created and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _processes_marked(instance: str, wanted: Mark | None = None) -> Iterator[psutil.Process]:

@@ -138,6 +138,7 @@ class NativeLauncher:
             "CUDA_VISIBLE_DEVICES": ",".join(gpus),
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # NVML's numbering, which the inventory uses
             "PYTHONUNBUFFERED": "1",
+            "SPT_NOENV": "1",  # setproctitle, which vLLM names its processes with, else overwrites the mark
         }
         if environment is None:
             return variables

@@ -149,7 +149,9 @@ class Replica:
             placement.devices,
             self._workshop.launcher,
             self._workshop.in_charge,
-            lambda text: self._publish(phase=Phase.FAILED, message=text),
+            lambda wait: self._publish(
+                phase=Phase.FAILED if wait.needs_help else Phase.PREPARING, message=wait.message
+            ),
         )
         if self._started_before:
             self._restarts = self._restarts.after_start()
@@ -191,7 +193,7 @@ class Replica:
         if sight.phase is Phase.READY:
             self._ready.set()
             self._cgroup = self._workshop.out_of_memory.remember(process.pid) or self._cgroup
-            process.note_memory()
+            process.note_members()
             self._ready_since = self._ready_since or asyncio.get_running_loop().time()
         phase = Phase.DRAINING if self._stage is Stage.ENDING else sight.phase
         self._publish(
@@ -239,7 +241,7 @@ class Replica:
             self._fail(Stage.REFUSED, "The engine refused its spec", self._log_line())
         else:
             end = self._end(exit_status)
-            known = end.told or end.blame or end.out_of_memory
+            known = end.told or end.blame or end.out_of_memory or (exit_status or 0) < 0
             line = error_told(self._workshop.launcher.folder(self.id)) if known else self._log_line()
             self._fail(Stage.CRASHED, how_it_ended(end), line)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from deepinfer.fleet.launch import FAILURE_LINE
 
-_LAST_LINES = 500  # an end prints a traceback for every process and every open request
+_LAST_LINES = 10_000  # an end prints a long traceback for every process and every open request
 _OWN_LAST_LINES = 20  # of an engine that is one process
 _PREFIX = re.compile(
     r"^(?:\((?P<role>[A-Za-z_]+)[^)]*\) )?(?:(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \S+ \[[^\]]*\] )?"
@@ -54,7 +54,7 @@ def last_error(lines: Sequence[str]) -> str | None:
 
 def told_failure(lines: Sequence[str]) -> str | None:
     """What the shim itself said that its engine died of."""
-    told = [line.strip() for line in lines[-_OWN_LAST_LINES:] if line.startswith(FAILURE_LINE)]
+    told = [line.strip() for line in lines if line.startswith(FAILURE_LINE)]
     return told[-1].removeprefix(FAILURE_LINE) if told else None
 
 

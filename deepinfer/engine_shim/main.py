@@ -63,7 +63,8 @@ async def _run(launch: EngineLaunch) -> int:
         print(error, file=sys.stderr)
         return EX_CONFIG
     except EngineFailed as error:
-        print(f"{FAILURE_LINE}{error}", file=sys.stderr)
+        print(f"{FAILURE_LINE}{error}", file=sys.stderr, flush=True)
+        os._exit(1)  # ending the event loop would wait for what hangs, and print over the reason
     except Exception:
         log.exception("the shim of %s failed", launch.placement)
     return 1

@@ -129,7 +129,7 @@ async def test_a_core_that_hangs_while_idle_is_found_by_one_token(monkeypatch: p
     try:
         async with asyncio.timeout(20):
             await asyncio.to_thread(eventually, lambda: engine.work_done() >= 2)  # it is asked, and answers
-            (core,) = psutil.Process().children()
+            (core,) = [child for child in psutil.Process().children() if "sim_core" in " ".join(child.cmdline())]
             core.suspend()
             assert await watching == "it computed nothing for 1 s with 1 request in hand"
     finally:

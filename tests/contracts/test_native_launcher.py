@@ -103,6 +103,24 @@ async def test_what_a_dead_shim_left_behind_is_found_and_ended(launcher: NativeL
     assert launcher.running() == []
 
 
+async def test_a_process_that_lost_its_mark_and_its_shim_is_ended_too(launcher: NativeLauncher) -> None:
+    """As programs do that write their title over their environment."""
+    forgets = (
+        "import os, subprocess, sys, time\n"
+        "subprocess.Popen([sys.executable, '-c', 'import time; print(\"up\", flush=True); time.sleep(600)'], env={})\n"
+        "time.sleep(600)"
+    )
+    process = with_shim(launcher, forgets).start(placement(), None)
+    eventually(lambda: "up" in printed(process))
+    process.note_members()
+    (child,) = psutil.Process(process.pid).children()
+    os.kill(process.pid, signal.SIGKILL)
+    await process.ended()
+    assert [member.pid for member in process.members()] == [child.pid]
+    await process.kill()
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
 async def test_the_exit_status_and_the_log_of_a_failure_are_kept(launcher: NativeLauncher) -> None:
     process = with_shim(launcher, FAILS).start(placement(), None)
     assert await process.ended() == 7

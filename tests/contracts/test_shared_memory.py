@@ -65,7 +65,7 @@ async def test_what_another_engine_uses_stays(tmp_path: Path, segment: Path) -> 
 
 async def test_what_an_engine_left_that_somebody_else_killed_goes_too(tmp_path: Path, segment: Path) -> None:
     process = engine(tmp_path / "one", segment)
-    process.note_memory()
+    process.note_members()
     os.kill(process.pid, signal.SIGKILL)
     await process.ended()
     await process.kill()

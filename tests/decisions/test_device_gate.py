@@ -29,6 +29,7 @@ def holder(pid: int = 7, name: str = "python", share: float = 1.0, mark: Mark | 
             0,
             Wait(
                 "device cuda:0 is held by process 8 (train), which is not ours; free it or choose another device",
+                needs_help=True,
             ),
         ),
         ([holder(name="", share=0.2)], 0, Wait("device cuda:0 still holds the memory of process 7, which has ended")),
@@ -38,7 +39,8 @@ def holder(pid: int = 7, name: str = "python", share: float = 1.0, mark: Mark | 
             FORGOTTEN_AFTER_SECONDS,
             Wait(
                 "device cuda:0 is held by process 7 (of another container), which is not ours; "
-                "free it or choose another device"
+                "free it or choose another device",
+                needs_help=True,
             ),
         ),
     ],

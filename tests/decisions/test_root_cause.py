@@ -28,6 +28,12 @@ def test_the_deepest_process_is_quoted(log: str, begin: str) -> None:
     assert found is not None and found.startswith(begin)
 
 
+def test_tracebacks_of_many_requests_do_not_hide_it() -> None:
+    end = (LOGS / "worker_killed.log").read_text().splitlines()
+    found = root_cause([*end, *(LOGS / "core_killed.log").read_text().splitlines() * 100])
+    assert found is not None and found.startswith("Worker proc VllmWorker-0 died unexpectedly")
+
+
 def test_a_core_that_was_killed_said_nothing() -> None:
     """All that is printed of it is the API side's own trouble."""
     assert root_cause((LOGS / "core_killed.log").read_text().splitlines()) is None
@@ -54,6 +60,7 @@ def test_a_line_that_points_at_another_is_better_than_none() -> None:
     )
 
 
-def test_what_the_shim_says_is_the_end() -> None:
-    assert told_failure(["x", "engine failed: its core (process 7) was killed by SIGKILL"]) is not None
-    assert told_failure(["engine failed: long ago", *["more"] * 30]) is None
+def test_what_the_shim_says_counts_whatever_other_processes_print_after_it() -> None:
+    reason = "its core (process 7) was killed by SIGKILL"
+    assert told_failure(["x", f"engine failed: {reason}", *["(Worker pid=8) INFO leaving"] * 30]) == reason
+    assert told_failure(["an engine failed: not ours"]) is None

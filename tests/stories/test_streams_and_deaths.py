@@ -61,7 +61,7 @@ def test_every_client_hears_and_the_engine_is_replaced(serving: Fleet, fault: An
     streams = BrokenStreams(serving, "chat", 5000)
     words = fault(engine)
     (told,) = eventually(lambda: [r for r in serving.replicas("chat") if words in r["message"]], 60)
-    assert told["phase"] == "restarting"
+    assert told["phase"] == "restarting" and told["endpoint"] is None
     for end in streams.all_ended(60):
         assert end.startswith("APIError"), end
     eventually(lambda: [r for r in serving.replicas("chat") if r["pid"] not in (None, before["pid"])], 60)

@@ -62,6 +62,10 @@ def stopped_core(shim: psutil.Process) -> None:
     os.kill(of_engine(shim, "EngineCore").pid, signal.SIGSTOP)
 
 
+def lives(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
 @pytest.mark.parametrize(
     ("fault", "words", "seconds"),
     [
@@ -83,11 +87,12 @@ def test_it_is_found_told_and_replaced(serving: Fleet, fault: Fault, words: tupl
     ends = streams.all_ended(60)  # a limit on life, not on speed
     print(f"{fault.__name__}: all streams ended {time.monotonic() - began:.1f} s after it (aim: {seconds} s)")
     assert all(end.startswith("APIError") for end in ends), ends
-    (told,) = eventually(lambda: [r for r in serving.replicas("smollm2") if r["phase"] == "restarting"], 60)
-    assert all(word in told["message"] for word in words), told["message"]
-    assert not [process.pid for process in old if process.is_running()]
-    assert not [segment for segment in segments if segment.exists()]
+    (told,) = eventually(lambda: [r for r in serving.replicas("smollm2") if "trying again" in r["message"]], 60)
+    print(told["message"])
+    assert told["phase"] == "restarting" and all(word in told["message"] for word in words), told
+    eventually(lambda: not [process.pid for process in old if lives(process)], 10)
     (after,) = serving.wait_ready("smollm2", LOADING_SECONDS)
     assert (after["pid"] != before["pid"], after["restarts"]) == (True, before["restarts"] + 1)
+    assert not [segment for segment in segments if segment.exists()]
     answer = serving.openai.completions.create(model="smollm2", prompt="The capital of France is", max_tokens=4)
     assert answer.choices[0].text
