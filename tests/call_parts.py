@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 from deepinfer.engine_shim.call_connection import CallConnection
 from deepinfer.engine_shim.call_stream import CallStream, connected
@@ -16,24 +17,47 @@ from deepinfer.engine_shim.served_engine import AsgiApp
 KEY = b"the key"
 
 
+class CountingTransport:
+    """A connection's transport, whose writes are counted."""
+
+    def __init__(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self.writes = 0
+
+    def write(self, data: bytes) -> None:
+        self.writes += 1
+        self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+class CountedConnection(CallConnection):
+    """`counted` is its transport."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.counted = CountingTransport(transport)
+        super().connection_made(cast(asyncio.BaseTransport, self.counted))
+
+
 @dataclass
 class ServedApp:
-    """`writes` counts what the shim's end has written."""
+    """Where it is served, and the shim's end of each connection."""
 
     endpoint: str = ""
-    writes: int = 0
-    connections: list[CallConnection] = field(default_factory=list)
+    connections: list[CountedConnection] = field(default_factory=list)
 
-    def wrote(self) -> None:
-        self.writes += 1
+    @property
+    def writes(self) -> int:
+        return sum(connection.counted.writes for connection in self.connections)
 
 
 @asynccontextmanager
 async def served(app: AsgiApp) -> AsyncIterator[ServedApp]:
     serving = ServedApp()
 
-    def accepted() -> CallConnection:
-        serving.connections.append(CallConnection(app, KEY, serving.wrote))
+    def accepted() -> CountedConnection:
+        serving.connections.append(CountedConnection(app, KEY))
         return serving.connections[-1]
 
     server = await asyncio.get_running_loop().create_server(accepted, "127.0.0.1", 0)

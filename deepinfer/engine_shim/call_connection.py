@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from hmac import compare_digest
 from typing import Final, cast
@@ -25,13 +24,12 @@ log = logging.getLogger(__name__)
 
 
 class CallConnection(asyncio.Protocol):
-    """Its tasks end with it; whoever listens awaits `tasks` in the end. `sent` is called after each write."""
+    """Its tasks end with it; whoever listens awaits `tasks` in the end."""
 
-    def __init__(self, app: AsgiApp, key: bytes, sent: Callable[[], None]) -> None:
+    def __init__(self, app: AsgiApp, key: bytes) -> None:
         self.tasks: set[asyncio.Task[None]] = set()
         self._app = app
         self._key = key
-        self._sent = sent
         self._reader = FrameReader()
         self._transport: asyncio.Transport | None = None
         self._is_known = False
@@ -41,7 +39,7 @@ class CallConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # of a stream; uvloop's are of no class of asyncio's
         notice_dead_peer(transport)
-        self._outbox = Outbox(self._transport, self._sent)
+        self._outbox = Outbox(self._transport)
 
     def fail(self, reason: str) -> None:
         """Every open answer ends here and now, whatever its application still does."""

@@ -26,7 +26,7 @@ async def taking_calls(status: ShimStatus, host: str) -> AsyncIterator[None]:
     connections: WeakSet[CallConnection] = WeakSet()
 
     def connected() -> CallConnection:
-        connection = CallConnection(app, key, status.touch)
+        connection = CallConnection(app, key)
         connections.add(connection)
         return connection
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 
 class Outbox:
-    """`sent` is called after each write."""
+    """Of one connection."""
 
-    def __init__(self, transport: asyncio.WriteTransport, sent: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, transport: asyncio.WriteTransport) -> None:
         self._transport = transport
-        self._sent = sent
         self._parts: list[bytes] = []
         self._call_soon = asyncio.get_running_loop().call_soon
 
@@ -26,4 +24,3 @@ class Outbox:
         parts, self._parts = self._parts, []
         if not self._transport.is_closing():
             self._transport.write(b"".join(parts))
-        self._sent()

@@ -23,6 +23,7 @@ from deepinfer.engine_shim.client import EngineCall, EngineClient
 from deepinfer.engine_shim.kv_contents import BlockKey, KvBlock, block_digest
 from deepinfer.engine_shim.kv_mirror import KvMirror, mirrored
 from deepinfer.engine_shim.kv_residency import resident_tokens
+from deepinfer.fleet.launch import EngineLaunch
 from tests.fleet import Fleet, eventually
 
 BLOCK = 32
@@ -74,7 +75,8 @@ def random_traffic(fleet: Fleet, requests: int, seed: int) -> None:
 
 def fresh_subscriber(fleet: Fleet) -> tuple[set[BlockKey], int]:
     """What is held by vLLM's events, all of them from the first on; and how many blocks were ever given up."""
-    (socket,) = (path for path in Path(fleet.home).rglob("replay") if path.is_socket())
+    (launch,) = Path(fleet.home).rglob("launch.json")
+    socket = EngineLaunch.model_validate_json(launch.read_bytes()).socket.with_suffix(".kv") / "replay"
     held: set[BlockKey] = set()
     given_up = 0
     with zmq.Context() as context, context.socket(zmq.DEALER) as replays:
