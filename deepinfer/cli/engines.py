@@ -62,6 +62,7 @@ def remove(name: Annotated[str, typer.Argument(help="Its name in `deepinfer engi
     from deepinfer.engine_environments.removal import remove as remove_environment
     from deepinfer.fleet.places import engines_dir
 
+    typer.echo(f"removing {name}", err=True)  # it has 50,000 files
     try:
         remove_environment(engines_dir(), name)
     except NotRemoved as error:
