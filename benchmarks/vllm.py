@@ -25,8 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.stream_load import Batch, StreamLoad
-from benchmarks.vllm_servers import MODEL, Side, bare_vllm, deepinfer_vllm, installed_vllm
-from deepinfer.fleet.places import cache_dir
+from benchmarks.vllm_servers import MODEL, Side, bare_vllm, deepinfer_vllm
 
 ROUNDS = {1: 12, 8: 12, 32: 12}
 NEW_TOKENS = {1: 32, 8: 48, 32: 48}
@@ -177,10 +176,9 @@ def last_line(by_streams: dict[int, list[Pair]], firsts: list[Pair]) -> str:
 @contextmanager
 def _both(arguments: argparse.Namespace, home: Path) -> Iterator[tuple[Side, Side]]:
     """(ours, bare); deepinfer comes first, because it fetches the model."""
-    python = arguments.python or installed_vllm()
-    model_path = cache_dir() / "models" / "smollm2-135m-instruct"
-    first = bare_vllm("second", python, model_path, home) if arguments.floor else deepinfer_vllm("ours", home)
-    with first as ours, bare_vllm("bare", python, model_path, home) as bare:
+    python: Path | None = arguments.python
+    first = bare_vllm("second", home, python) if arguments.floor else deepinfer_vllm("ours", home)
+    with first as ours, bare_vllm("bare", home, python) as bare:
         yield ours, bare
 
 

@@ -18,6 +18,12 @@ def data_dir() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "deepinfer"
 
 
+def engines_dir() -> Path:
+    """The environments of engines, a folder each; $DEEPINFER_ENGINES_DIR puts them elsewhere."""
+    named = os.environ.get("DEEPINFER_ENGINES_DIR")
+    return Path(named).absolute() if named else data_dir() / "engines"
+
+
 def cache_dir() -> Path:
     """What can be made again: models."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deepinfer"
