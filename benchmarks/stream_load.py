@@ -64,7 +64,11 @@ class StreamLoad:
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(30)
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:  # in the middle of a batch
+            self._process.kill()
+            self._process.wait()
 
 
 class _Stream(asyncio.Protocol):

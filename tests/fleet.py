@@ -16,6 +16,8 @@ import httpx
 import psutil
 from openai import OpenAI
 
+from deepinfer.fleet import places
+
 T = TypeVar("T")
 
 
@@ -38,16 +40,19 @@ def eventually(look: Callable[[], T], seconds: float = 20.0) -> T:
 class Fleet:
     """Started and killed by hand; `close` checks that nothing is left."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, worker: str = "", engines: Path | None = None) -> None:
+        """`worker`: lines of the configuration's [worker] table. `engines`: where its workers look for installed
+        engines; the user's own folder if it is not given."""
         self.home = home
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.etcd_port = free_port()
         self.config = home / "deepinfer.toml"
-        self.config.write_text(f"[etcd]\nport = {self.etcd_port}\n[serve]\nport = {self.port}\n")
+        self.config.write_text(f"[etcd]\nport = {self.etcd_port}\n[serve]\nport = {self.port}\n[worker]\n{worker}")
         self.http = httpx.Client(base_url=self.url, timeout=60)
         self.openai = OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=120)
-        self._environment = {**os.environ, "XDG_DATA_HOME": str(home)}
+        engines = engines or places.engines_dir()
+        self._environment = {**os.environ, "XDG_DATA_HOME": str(home), "DEEPINFER_ENGINES_DIR": str(engines)}
         self.serve: subprocess.Popen[bytes] | None = None
         self.workers: dict[str, subprocess.Popen[bytes]] = {}
 

@@ -60,7 +60,7 @@ def sides(vllm_engine: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     args = {**ENGINE_ARGS, "lora_modules": [f"{LORA}={make_lora(home / LORA)}"]}
     model = {"model": cache_dir() / "models" / "smollm2-135m-instruct", "served_model_name": MODEL}
     bare = BareVllm(vllm_engine.interpreter, home / "bare.log", {**model, **SETTINGS, **args}, ON_CPU | ONE_THREAD)
-    fleet = Fleet(home)
+    fleet = Fleet(home, worker="stall_seconds = 120\n")  # the first request for logprobs waits for a compiler
     try:
         fleet.start_serve()
         fleet.start_worker()
