@@ -9,7 +9,7 @@ TO_RUN := $(VENV)/.installed-to-run
 TO_DEVELOP := $(VENV)/.installed-to-develop
 
 .DEFAULT_GOAL := help
-.PHONY: help up install test check protos bench-engine clean
+.PHONY: help up install test check protos bench-engine bench-vllm clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,10 @@ protos: $(TO_DEVELOP) ## Compile the .proto files to descriptors
 
 bench-engine: $(TO_DEVELOP) ## Measure decoding beside transformers on this machine
 	$(BIN)/python -u -m benchmarks.engine
+
+bench-vllm: $(TO_DEVELOP) ## Measure a vLLM behind deepinfer beside a bare one on this machine
+	$(BIN)/deepinfer engine install vllm --cpu
+	$(BIN)/python -u -m benchmarks.vllm
 
 clean: ## Remove .venv and caches; models and data stay
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -18,6 +18,8 @@ from typing import Any, cast
 
 import uvloop
 
+from deepinfer.fleet.die_with_parent import dying_with_me
+
 _IDLE_SECONDS = 2.0
 """Connections idle for longer are not used again: HTTP servers close them, and that would race with a request."""
 _TOKENS = re.compile(rb'"completion_tokens":(\d+)')
@@ -40,7 +42,7 @@ class StreamLoad:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.stream_load"],
+            dying_with_me([sys.executable, "-m", "benchmarks.stream_load"]),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -62,7 +64,11 @@ class StreamLoad:
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(30)
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:  # in the middle of a batch
+            self._process.kill()
+            self._process.wait()
 
 
 class _Stream(asyncio.Protocol):

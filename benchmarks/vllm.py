@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.stream_load import Batch, StreamLoad
-from benchmarks.vllm_servers import MODEL, Side, bare_vllm, deepinfer_vllm, installed_vllm
-from deepinfer.fleet.places import cache_dir
+from benchmarks.vllm_servers import MODEL, Side, bare_vllm, deepinfer_vllm
 
-ROUNDS = {1: 12, 8: 12, 32: 12}
-NEW_TOKENS = {1: 32, 8: 48, 32: 48}
-FIRST_TOKENS = 200
+NEW_TOKENS = {1: 32, 8: 48, 32: 64}
+"""Streams of a batch -> tokens of each. At 32 they are many, because CPU time is told in steps of 10 ms."""
+ROUNDS = 12
+FIRST_TOKENS_A_ROUND = 16
 
 
 @dataclass(frozen=True)
@@ -102,25 +102,33 @@ class Prompts:
         }
 
 
-def rounds(bench: Bench, prompts: Prompts, streams: int) -> list[Pair]:
+def measure(bench: Bench, rounds: int) -> tuple[list[Pair], dict[int, list[Pair]]]:
+    """(first tokens, streams -> rounds)."""
+    prompts = Prompts()
+    firsts = first_tokens(bench, prompts, rounds * FIRST_TOKENS_A_ROUND)
+    return firsts, {streams: batches(bench, prompts, streams, rounds) for streams in NEW_TOKENS}
+
+
+def batches(bench: Bench, prompts: Prompts, streams: int, rounds: int) -> list[Pair]:
     bench.pair(0, prompts.bodies(streams, NEW_TOKENS[streams] // 2))  # warms both
     pairs = []
-    for number in range(ROUNDS[streams]):
+    for number in range(rounds):
         pairs.append(pair := bench.pair(number, prompts.bodies(streams, NEW_TOKENS[streams])))
         print(
-            f"{streams:2d} streams, round {number + 1:2d}/{ROUNDS[streams]}: "
+            f"{streams:2d} streams, round {number + 1:2d}/{rounds}: "
             f"bare {pair.bare.rate:6.1f} tok/s, ours {pair.ours.rate:6.1f} tok/s, {_throughput(pair):.3f}",
             flush=True,
         )
     return pairs
 
 
-def first_tokens(bench: Bench, prompts: Prompts) -> list[Pair]:
+def first_tokens(bench: Bench, prompts: Prompts, count: int) -> list[Pair]:
+    bench.pair(0, prompts.bodies(1, 2))  # warms both
     pairs = []
-    for number in range(FIRST_TOKENS):
+    for number in range(count):
         pairs.append(bench.pair(number, prompts.bodies(1, 2)))
-        if number % 40 == 39:
-            print(f"first tokens, {number + 1}/{FIRST_TOKENS}: {_ttft(pairs):.3f}", flush=True)
+        if number % 8 == 7:
+            print(f"first tokens, {number + 1:3d}/{count}: {_ttft(pairs):.3f}", flush=True)
     return pairs
 
 
@@ -177,10 +185,9 @@ def last_line(by_streams: dict[int, list[Pair]], firsts: list[Pair]) -> str:
 @contextmanager
 def _both(arguments: argparse.Namespace, home: Path) -> Iterator[tuple[Side, Side]]:
     """(ours, bare); deepinfer comes first, because it fetches the model."""
-    python = arguments.python or installed_vllm()
-    model_path = cache_dir() / "models" / "smollm2-135m-instruct"
-    first = bare_vllm("second", python, model_path, home) if arguments.floor else deepinfer_vllm("ours", home)
-    with first as ours, bare_vllm("bare", python, model_path, home) as bare:
+    python: Path | None = arguments.python
+    first = bare_vllm("second", home, python) if arguments.floor else deepinfer_vllm("ours", home)
+    with first as ours, bare_vllm("bare", home, python) as bare:
         yield ours, bare
 
 
@@ -188,7 +195,11 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.vllm", description="deepinfer beside a bare vLLM")
     parser.add_argument("--floor", action="store_true", help="a second bare vLLM in deepinfer's place: the noise")
     parser.add_argument("--python", type=Path, help="the interpreter of the bare vLLM, if not the installed one")
-    return parser.parse_args()
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="at least 2; fewer than usual are a first look")
+    arguments = parser.parse_args()
+    if arguments.rounds < 2:
+        parser.error("--rounds must be at least 2; one round has no spread.")
+    return arguments
 
 
 def main() -> None:
@@ -199,12 +210,13 @@ def main() -> None:
         _both(arguments, Path(home)) as (ours, bare),
         closing(StreamLoad()) as load,
     ):
-        bench, prompts = Bench(ours, bare, load), Prompts()
-        firsts = first_tokens(bench, prompts)
-        by_streams = {streams: rounds(bench, prompts, streams) for streams in ROUNDS}
+        firsts, by_streams = measure(Bench(ours, bare, load), arguments.rounds)
     print("\n".join(table(by_streams, firsts)))
     print(last_line(by_streams, firsts))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

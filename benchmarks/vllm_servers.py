@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import httpx
 import psutil
 
-from benchmarks.free_port import free_port
-from deepinfer.fleet.die_with_parent import dying_with_me
-from deepinfer.fleet.places import data_dir
+from deepinfer.fleet.places import cache_dir, engines_dir
+from tests.bare_vllm import ON_CPU, BareVllm
 from tests.fleet import Fleet
 
 MODEL = "smollm2"
-MAX_MODEL_LEN = 2048
-ENGINE_ARGS: dict[str, Any] = {"enforce_eager": True}
-ENV = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
-START_SECONDS = 300.0
+START_SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -36,18 +28,13 @@ class Side:
     pids: tuple[int, ...]
 
     def cpu_seconds(self) -> float:
-        """Spent so far by all threads, in user and kernel mode. Counted by the kernel in steps of 10 ms."""
+        """Spent so far by all threads, in user and kernel mode. The kernel tells it in steps of 10 ms."""
         times = [psutil.Process(pid).cpu_times() for pid in self.pids]
         return sum(spent.user + spent.system for spent in times)
 
 
-def engines_dir() -> Path:
-    """Where `deepinfer engine install` puts environments."""
-    return Path(os.environ.get("DEEPINFER_ENGINES_DIR") or data_dir() / "engines")
-
-
 def installed_vllm() -> Path:
-    """The interpreter of the installed vLLM for the CPU."""
+    """The interpreter of the newest vLLM for the CPU that `deepinfer engine install` made."""
     found = sorted(engines_dir().glob("vllm-*-cpu/bin/python"))
     if not found:
         raise SystemExit(f"No vLLM is installed in {engines_dir()}; run `deepinfer engine install vllm --cpu`.")
@@ -55,33 +42,27 @@ def installed_vllm() -> Path:
 
 
 @contextmanager
-def bare_vllm(name: str, python: Path, model_path: Path, home: Path) -> Iterator[Side]:
+def bare_vllm(name: str, home: Path, python: Path | None) -> Iterator[Side]:
     """vLLM's own OpenAI server: the API server's process counts, its EngineCore does not."""
-    port, log = free_port(), home / f"{name}.log"
-    flags = {"model": model_path, "served-model-name": MODEL, "host": "127.0.0.1", "port": port}
-    flags |= {"dtype": "bfloat16", "max-model-len": MAX_MODEL_LEN}
-    command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager"]
-    command += [f"--{flag}={value}" for flag, value in flags.items()]
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            dying_with_me(command),
-            env={**os.environ, **ENV, "HF_HUB_OFFLINE": "1"},
-            stdout=out,
-            stderr=out,
-            start_new_session=True,  # Ctrl-C is this bench's alone; it stops the server itself
-        )
+    flags = {
+        "model": cache_dir() / "models" / "smollm2-135m-instruct",
+        "served_model_name": MODEL,
+        "dtype": "bfloat16",
+        "max_model_len": 2048,
+        "enforce_eager": True,
+    }
+    server = BareVllm(python or installed_vllm(), home / f"{name}.log", flags, ON_CPU)
     try:
-        _wait_for_health(name, port, process, log)
-        yield Side(name, port, (process.pid,))
+        _wait(name, server.is_ready, lambda: "starting")
+        yield Side(name, server.port, (server.pid,))
     finally:
         print(f"{name}: stopping", flush=True)
-        _stop(process)
+        server.stop()
 
 
 @contextmanager
 def deepinfer_vllm(name: str, home: Path) -> Iterator[Side]:
     """`serve` with its etcd, a worker and one replica: `serve` and the shim count, the agent and EngineCore do not."""
-    os.environ.setdefault("DEEPINFER_ENGINES_DIR", str(engines_dir()))  # the fleet's data folder is another one
     fleet = Fleet(home)
     try:
         fleet.start_serve()
@@ -92,59 +73,32 @@ def deepinfer_vllm(name: str, home: Path) -> Iterator[Side]:
             backend="native",
             device="cpu",
             dtype="bfloat16",
-            max_model_len=MAX_MODEL_LEN,
-            engine_args=ENGINE_ARGS,
-            env=ENV,
+            max_model_len=2048,
+            engine_args={"enforce_eager": True},
+            env=ON_CPU,
         )
-        _wait_for_replica(name, fleet)
+        _wait(name, lambda: _status(fleet)["phase"] == "ready", lambda: json.dumps(_status(fleet)))
+        (replica,) = fleet.wait_ready(MODEL)
         assert fleet.serve is not None
-        yield Side(name, fleet.port, (fleet.serve.pid, fleet.replicas(MODEL)[0]["pid"]))
+        yield Side(name, fleet.port, (fleet.serve.pid, replica["pid"]))
     finally:
         print(f"{name}: stopping", flush=True)
         fleet.close()
 
 
-def _wait_for_health(name: str, port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    for second in range(int(START_SECONDS)):
-        if process.poll() is not None:
-            raise SystemExit(f"{name} ended while it started:\n{log.read_text()[-3000:]}")
-        try:
-            if httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200:
-                print(f"{name}: ready after {second} s", flush=True)
-                return
-        except httpx.TransportError:
-            pass
+def _status(fleet: Fleet) -> dict[str, object]:
+    status: dict[str, object] = fleet.get(f"/v1/deployments/{MODEL}")["status"]
+    if status["phase"] == "failed":
+        raise SystemExit(f"The deployment failed: {json.dumps(status)}")
+    return status
+
+
+def _wait(name: str, ready: Callable[[], bool], doing: Callable[[], str]) -> None:
+    for second in range(START_SECONDS):
+        if ready():
+            print(f"{name}: ready", flush=True)
+            return
         if second % 5 == 0:
-            print(f"{name}: starting, {second} s", flush=True)
-        time.sleep(1)
-    raise SystemExit(f"{name} was not ready after {START_SECONDS:.0f} s:\n{log.read_text()[-3000:]}")
-
-
-def _wait_for_replica(name: str, fleet: Fleet) -> None:
-    told = ""
-    for second in range(int(START_SECONDS)):
-        status = fleet.get(f"/v1/deployments/{MODEL}")["status"]
-        if status["phase"] == "ready":
-            break
-        if (line := json.dumps(status)) != told:
-            print(f"{name}: {second} s: {line}", flush=True)
-            told = line
-        time.sleep(1)
-    fleet.wait_ready(MODEL)
-    print(f"{name}: ready", flush=True)
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """With every process it started, whether or not it takes them along."""
-    try:
-        children = psutil.Process(process.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        children = []
-    process.terminate()
-    try:
-        process.wait(30)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    for child in psutil.wait_procs(children, timeout=5)[1]:
-        child.kill()
+            print(f"{name}: {second} s: {doing()}", flush=True)
+        time.sleep(1)  # other processes are watched from outside: there is no event to wait for
+    raise SystemExit(f"{name} was not ready after {START_SECONDS} s.")

@@ -1,0 +1,187 @@
+"""A vLLM behind deepinfer answers what a bare vLLM with the same flags answers: everything, in the same words.
+
+Requests go to both sides one at a time, because at temperature 0 equal text needs equal batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from openai import APIStatusError, OpenAI
+from pydantic import BaseModel, Field
+
+from deepinfer.fleet.places import cache_dir
+from tests.bare_vllm import ON_CPU, BareVllm
+from tests.fleet import Fleet, eventually
+from tests.parity_answers import Answer, ask, shape, told, without_own
+from tests.parity_asks import CHATS, COMPLETED, ERRORS, MODEL, OTHERS, STRUCTURES, WEATHER, Ask
+from tests.random_lora import make_lora
+
+LORA = "pirate"
+START_SECONDS = 170
+SETTINGS: dict[str, Any] = {"dtype": "bfloat16", "max_model_len": 2048}
+ENGINE_ARGS: dict[str, Any] = {
+    "enforce_eager": True,
+    "enable_auto_tool_choice": True,
+    "tool_call_parser": "hermes",
+    "enable_scale_out": True,
+    "enable_lora": True,
+    "max_lora_rank": 8,
+}
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # two engines share the machine
+QUESTION: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Both servers, alive at once."""
+
+    fleet: Fleet
+    bare: BareVllm
+
+    def answers(self, request: Ask) -> tuple[Answer, Answer]:
+        """(ours, the bare one's), asked side by side."""
+        with ThreadPoolExecutor(2) as pool:
+            asked = [pool.submit(ask, url, request.path, request.body) for url in (self.fleet.url, self.bare.url)]
+        return asked[0].result(), asked[1].result()
+
+    def clients(self) -> tuple[OpenAI, OpenAI]:
+        bare = OpenAI(base_url=f"{self.bare.url}/v1", api_key="none", max_retries=0, timeout=120)
+        return self.fleet.openai, bare
+
+
+@pytest.fixture(scope="module")
+def sides(vllm_engine: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sides]:
+    home = tmp_path_factory.mktemp("fleet")
+    args = {**ENGINE_ARGS, "lora_modules": [f"{LORA}={make_lora(home / LORA)}"]}
+    model = {"model": cache_dir() / "models" / "smollm2-135m-instruct", "served_model_name": MODEL}
+    bare = BareVllm(vllm_engine.interpreter, home / "bare.log", {**model, **SETTINGS, **args}, ON_CPU | ONE_THREAD)
+    fleet = Fleet(home, worker="stall_seconds = 120\n")  # the first request for logprobs waits for a compiler
+    try:
+        fleet.start_serve()
+        fleet.start_worker()
+        fleet.deploy(
+            model=MODEL, engine="vllm", backend="native", device="cpu", **SETTINGS,
+            engine_args=args, env=ON_CPU | ONE_THREAD,
+        )  # fmt: skip
+        fleet.wait_ready(MODEL, START_SECONDS)
+        eventually(bare.is_ready, START_SECONDS)
+        yield Sides(fleet, bare)
+    finally:
+        bare.stop()
+        fleet.close()
+
+
+pytestmark = pytest.mark.timeout(2 * START_SECONDS + 60)
+
+
+def _named(requests: tuple[Ask, ...]) -> list[Any]:
+    return [pytest.param(request, id=request.name) for request in requests]
+
+
+@pytest.mark.parametrize("request_", _named(CHATS + STRUCTURES + COMPLETED + OTHERS))
+def test_it_answers_as_a_bare_vllm_does(sides: Sides, request_: Ask) -> None:
+    ours, bare = sides.answers(request_)
+    assert bare.status == 200, bare
+    assert ours.comparable() == bare.comparable()
+
+
+@pytest.mark.parametrize("request_", _named(ERRORS))
+def test_it_refuses_as_a_bare_vllm_does(sides: Sides, request_: Ask) -> None:
+    ours, bare = sides.answers(request_)
+    assert bare.status >= 400, bare
+    assert ours.comparable() == bare.comparable()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_adapter_is_asked_by_its_name(sides: Sides, stream: bool) -> None:
+    body = {"messages": QUESTION, "temperature": 0, "max_tokens": 6, "stream": stream}
+    adapted, plain = (Ask("", "/v1/chat/completions", {"model": name, **body}) for name in (LORA, MODEL))
+    ours, bare = sides.answers(adapted)
+    assert bare.status == 200, bare
+    assert ours.comparable() == bare.comparable()
+    assert bare.comparable() != sides.answers(plain)[1].comparable()  # it does change what is said
+    assert {LORA, MODEL} <= {model.id for model in sides.fleet.openai.models.list()}
+
+
+ERROR = {"error": {"message": "str", "type": "str", "param": "NoneType", "code": "str"}}
+OF_MODEL = {"error": {**ERROR["error"], "param": "str"}}
+OURS_TO_ANSWER = [
+    # what the gateway must read to route; vLLM's own status is beside it: it takes a request without a model
+    pytest.param("/v1/chat/completions", b'{"model": "smol', (400, ERROR), 400, id="broken JSON"),
+    pytest.param("/v1/chat/completions", b"", (400, ERROR), 400, id="no body"),
+    pytest.param("/v1/chat/completions", b"[]", (400, ERROR), 400, id="a list"),
+    pytest.param("/v1/chat/completions", {"model": 7, "messages": QUESTION}, (400, OF_MODEL), 400, id="a number"),
+    pytest.param("/v1/chat/completions", {"messages": QUESTION, "max_tokens": 1}, (400, OF_MODEL), 200, id="no model"),
+    pytest.param("/v1/chat/completions", {"model": "gpt-9", "messages": QUESTION}, (404, OF_MODEL), 404, id="unknown"),
+    pytest.param("/v1/chat/completions", None, (405, ERROR), 405, id="GET"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "expected", "of_vllm"), OURS_TO_ANSWER)
+def test_what_the_gateway_answers_itself(
+    sides: Sides, path: str, body: Any, expected: tuple[int, Any], of_vllm: int
+) -> None:
+    ours, bare = sides.answers(Ask("", path, body))
+    assert (ours.status, shape(ours.content)) == expected
+    assert bare.status == of_vllm, bare
+
+
+class Age(BaseModel):
+    age: int = Field(ge=10, le=99)
+
+
+def _chat(client: OpenAI, **options: Any) -> Any:
+    return client.chat.completions.create(
+        model=MODEL, messages=QUESTION, **{"temperature": 0, "max_tokens": 6, **options}
+    )
+
+
+WITH_THE_CLIENT: dict[str, Callable[[OpenAI], Any]] = {
+    "chat": _chat,
+    "chat stream": lambda c: list(_chat(c, stream=True, stream_options={"include_usage": True})),
+    "parsed": lambda c: c.chat.completions.parse(model=MODEL, messages=QUESTION, response_format=Age, temperature=0),
+    "tools": lambda c: _chat(c, tools=[WEATHER], tool_choice="required", max_tokens=32),
+    "completion": lambda c: c.completions.create(model=MODEL, prompt="The sea", max_tokens=4, temperature=0),
+    "completion stream": lambda c: list(
+        c.completions.create(model=MODEL, prompt="The sea", max_tokens=4, temperature=0, stream=True)
+    ),
+    "responses": lambda c: c.responses.create(model=MODEL, input="Hi", max_output_tokens=4, temperature=0),
+}
+
+
+@pytest.mark.parametrize("call", WITH_THE_CLIENT.values(), ids=WITH_THE_CLIENT)
+def test_the_official_client_sees_no_difference(sides: Sides, call: Callable[[OpenAI], Any]) -> None:
+    ours, bare = map(call, sides.clients())
+    assert _seen(ours) == _seen(bare)
+
+
+def _seen(answer: Any) -> Any:
+    if isinstance(answer, list):
+        return told([{"data": chunk.model_dump()} for chunk in answer])
+    return without_own(answer.model_dump())
+
+
+REFUSED: dict[str, Callable[[OpenAI], Any]] = {
+    "too long": lambda c: c.completions.create(model=MODEL, prompt="sea " * 3000),
+    "temperature hot": lambda c: _chat(c, extra_body={"temperature": "hot"}),
+    "n=0": lambda c: _chat(c, n=0),
+    "embeddings": lambda c: c.embeddings.create(model=MODEL, input="Hi"),
+}
+
+
+@pytest.mark.parametrize("call", REFUSED.values(), ids=REFUSED)
+def test_the_official_client_raises_the_same(sides: Sides, call: Callable[[OpenAI], Any]) -> None:
+    ours, bare = (_raised(call, client) for client in sides.clients())
+    assert type(ours) is type(bare)
+    assert (ours.status_code, ours.message, ours.body) == (bare.status_code, bare.message, bare.body)
+
+
+def _raised(call: Callable[[OpenAI], Any], client: OpenAI) -> APIStatusError:
+    with pytest.raises(APIStatusError) as raised:
+        call(client)
+    return raised.value
