@@ -32,7 +32,14 @@ def fresh(tmp_path: Path, engines: Path) -> Iterator[Fleet]:
 def test_a_waiting_deployment_starts_once_its_engine_is_installed(
     fresh: Fleet, engines: Path, vllm_engine: Environment
 ) -> None:
-    fresh.deploy(model="smollm2", engine="vllm", device="cpu", max_model_len=2048)
+    fresh.deploy(
+        model="smollm2",
+        engine="vllm",
+        device="cpu",
+        max_model_len=1024,
+        engine_args={"enforce_eager": True},
+        env={"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
+    )
     refused = refusal_of(fresh, "smollm2")
     assert 'engine "vllm" is not installed there; run `deepinfer engine install vllm --cpu` on that node' in refused
     assert offered(fresh) == []
@@ -41,8 +48,11 @@ def test_a_waiting_deployment_starts_once_its_engine_is_installed(
     (replica,) = eventually(lambda: fresh.replicas("smollm2"))
     assert (replica["node"], replica["devices"]) == ("node-1", ["cpu"])
     assert offered(fresh) == [vllm_engine.record.engine.model_dump()]
-    shim_started = fresh.home / "deepinfer" / "nodes" / "node-1" / "engines" / replica["id"] / "log"
-    eventually(shim_started.exists, 60)
+    fresh.wait_ready("smollm2", 400)
+    answer = fresh.openai.chat.completions.create(
+        model="smollm2", messages=[{"role": "user", "content": "What is the capital of France?"}], temperature=0
+    )
+    assert "Paris" in (answer.choices[0].message.content or "")
 
     (engines / vllm_engine.name).unlink()
     eventually(lambda: not offered(fresh))
