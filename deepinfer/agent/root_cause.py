@@ -18,7 +18,7 @@ _PREFIX = re.compile(
     r"^(?:\((?P<role>[A-Za-z_]+)[^)]*\) )?(?:(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \S+ \[[^\]]*\] )?"
 )
 _EXCEPTION = re.compile(r"^(\w+\.)*\w*(Error|Exception|Exit|Interrupt)(:|$)")
-_DEATH = re.compile(r"died unexpectedly \(exit code: -?[1-9]|^Fatal Python error|^terminate called|^Segmentation fault")
+_DEATH = re.compile(r"died unexpectedly \(exit code: (?!0\))|^Fatal Python error|^terminate called|^Segmentation fault")
 _FOLLOWS = re.compile(
     r"see (the )?(root cause|stack trace)|EngineDeadError|background process|^(\w+\.)*(CancelledError|SystemExit)\b"
     r"|RuntimeError: cancelled$",

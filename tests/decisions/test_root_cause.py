@@ -28,6 +28,13 @@ def test_the_deepest_process_is_quoted(log: str, begin: str) -> None:
     assert found is not None and found.startswith(begin)
 
 
+@pytest.mark.parametrize(("code", "tells"), [("-9", True), ("1", True), ("None", True), ("0", False)])
+def test_a_worker_that_died_is_told_whatever_vllm_knew_of_it(code: str, tells: bool) -> None:
+    prefix = "(EngineCore pid=4606) ERROR 11-21 17:44:17 [multiproc_executor.py:315] "
+    line = f"{prefix}Worker proc VllmWorker-0 died unexpectedly (exit code: {code}), shutting down executor."
+    assert (root_cause([line]) is not None) is tells
+
+
 def test_tracebacks_of_many_requests_do_not_hide_it() -> None:
     end = (LOGS / "worker_killed.log").read_text().splitlines()
     found = root_cause([*end, *(LOGS / "core_killed.log").read_text().splitlines() * 100])
