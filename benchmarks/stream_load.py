@@ -1,8 +1,8 @@
 """Streams of /v1/chat/completions as cheaply as they can be read: a process of its own, told on stdin what to send.
 
-An order is a JSON line {"port": P, "bodies": [{…}, …]}: all are sent at once, each over a connection of its own that
-is open before the clock starts. The answer is a JSON line of `Batch`. While the clock runs nothing is parsed: what
-arrived is kept, and only the end of each answer is looked for.
+An order is a JSON line {"port": P, "bodies": [{…}, …], "at_once": true}: all are sent at once, each over a connection
+of its own that is open before the clock starts; or one after the other over one. The answer is a JSON line of `Batch`.
+While the clock runs nothing is parsed: what arrived is kept, and only the end of each answer is looked for.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ class StreamLoad:
             start_new_session=True,
         )
 
-    def batch(self, port: int, bodies: list[dict[str, Any]]) -> Batch:
+    def batch(self, port: int, bodies: list[dict[str, Any]], at_once: bool = True) -> Batch:
         """Ends the bench when an answer was not whole."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps({"port": port, "bodies": bodies}) + "\n")
+        self._process.stdin.write(json.dumps({"port": port, "bodies": bodies, "at_once": at_once}) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
@@ -161,19 +161,31 @@ def _tokens(answer: bytes) -> int:
     return int(found[-1])
 
 
-async def _run(connections: _Connections, port: int, bodies: list[dict[str, Any]]) -> Batch:
+@dataclass(frozen=True)
+class _Answer:
+    body: bytes
+    first: float
+
+
+async def _answer(stream: _Stream, request: bytes) -> _Answer:
+    await stream.ask(request)
+    return _Answer(stream.answer(), stream.first - stream.asked)
+
+
+async def _run(connections: _Connections, port: int, bodies: list[dict[str, Any]], at_once: bool) -> Batch:
     requests = [_request(port, body) for body in bodies]
-    streams = await connections.take(port, len(bodies))
+    streams = await connections.take(port, len(bodies) if at_once else 1)
     cpu, started = time.process_time(), time.perf_counter()
-    await asyncio.gather(*(stream.ask(request) for stream, request in zip(streams, requests, strict=True)))
-    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
-    answers = [stream.answer() for stream in streams]
+    if at_once:
+        answers = await asyncio.gather(*map(_answer, streams, requests))
+    else:
+        answers = [await _answer(streams[0], request) for request in requests]
     return Batch(
-        seconds,
-        tuple(stream.first - stream.asked for stream in streams),
-        sum(_tokens(answer) for answer in answers),
-        sum(answer.count(b"\n\n") for answer in answers),
-        cpu,
+        time.perf_counter() - started,
+        tuple(answer.first for answer in answers),
+        sum(_tokens(answer.body) for answer in answers),
+        sum(answer.body.count(b"\n\n") for answer in answers),
+        time.process_time() - cpu,
     )
 
 

@@ -3,8 +3,8 @@
 Rounds alternate between the two (bare, ours, ours, bare, …) while the other is idle; what counts is the ratio of each
 round, ours over bare, and its median. A round is a batch of 1, 8 or 32 streams of /v1/chat/completions at temperature
 0, of a fixed number of tokens; both sides get the same prompts, and no prompt comes twice. Throughput is the tokens of
-a batch over its wall time, prefill included. TTFT is the time from the request to the event of the first token, with
-one stream, request by request in turn. CPU is that of the processes that serve HTTP: vLLM's API server, or `serve` and
+a batch over its wall time, prefill included. TTFT is the time from the request to the event of the first token, of
+requests one after the other. CPU is that of the processes that serve HTTP: vLLM's API server, or `serve` and
 the shim; it is compared at the most streams.
 
 `--floor` measures the bare server against a second one like it: how far from 1 mere noise leads.
@@ -18,6 +18,7 @@ import signal
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -29,8 +30,10 @@ from benchmarks.vllm_servers import MODEL, Side, bare_vllm, deepinfer_vllm
 
 NEW_TOKENS = {1: 32, 8: 48, 32: 64}
 """Streams of a batch -> tokens of each. At 32 they are many, because CPU time is told in steps of 10 ms."""
-ROUNDS = 12
-FIRST_TOKENS_A_ROUND = 16
+ROUNDS = 10
+FIRST_TOKENS_A_ROUND = 20
+IDLE_SECONDS = 1.2
+"""Before each measurement: processes of vLLM wait for work in a busy loop of one second before they sleep."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,11 @@ class Taken:
 
     batch: Batch
     cpu: float
+
+    @property
+    def first(self) -> float:
+        """The median of the times until the first token, in seconds."""
+        return statistics.median(self.batch.firsts)
 
     @property
     def rate(self) -> float:
@@ -66,17 +74,18 @@ class Bench:
     bare: Side
     load: StreamLoad
 
-    def pair(self, number: int, bodies: list[dict[str, Any]]) -> Pair:
+    def pair(self, number: int, bodies: list[dict[str, Any]], *, at_once: bool = True) -> Pair:
         """Who is first changes with every round."""
         if number % 2:
-            ours = self._take(self.ours, bodies)
-            return Pair(ours, self._take(self.bare, bodies))
-        bare = self._take(self.bare, bodies)
-        return Pair(self._take(self.ours, bodies), bare)
+            ours = self._take(self.ours, bodies, at_once)
+            return Pair(ours, self._take(self.bare, bodies, at_once))
+        bare = self._take(self.bare, bodies, at_once)
+        return Pair(self._take(self.ours, bodies, at_once), bare)
 
-    def _take(self, side: Side, bodies: list[dict[str, Any]]) -> Taken:
+    def _take(self, side: Side, bodies: list[dict[str, Any]], at_once: bool) -> Taken:
+        time.sleep(IDLE_SECONDS)
         before = side.cpu_seconds()
-        batch = self.load.batch(side.port, bodies)
+        batch = self.load.batch(side.port, bodies, at_once)
         return Taken(batch, side.cpu_seconds() - before)
 
 
@@ -105,7 +114,7 @@ class Prompts:
 def measure(bench: Bench, rounds: int) -> tuple[list[Pair], dict[int, list[Pair]]]:
     """(first tokens, streams -> rounds)."""
     prompts = Prompts()
-    firsts = first_tokens(bench, prompts, rounds * FIRST_TOKENS_A_ROUND)
+    firsts = first_tokens(bench, prompts, rounds)
     return firsts, {streams: batches(bench, prompts, streams, rounds) for streams in NEW_TOKENS}
 
 
@@ -122,13 +131,17 @@ def batches(bench: Bench, prompts: Prompts, streams: int, rounds: int) -> list[P
     return pairs
 
 
-def first_tokens(bench: Bench, prompts: Prompts, count: int) -> list[Pair]:
-    bench.pair(0, prompts.bodies(1, 2))  # warms both
+def first_tokens(bench: Bench, prompts: Prompts, rounds: int) -> list[Pair]:
+    bench.pair(0, prompts.bodies(2, 2), at_once=False)  # warms both
     pairs = []
-    for number in range(count):
-        pairs.append(bench.pair(number, prompts.bodies(1, 2)))
-        if number % 8 == 7:
-            print(f"first tokens, {number + 1:3d}/{count}: {_ttft(pairs):.3f}", flush=True)
+    for number in range(rounds):
+        bodies = prompts.bodies(FIRST_TOKENS_A_ROUND, 2)
+        pairs.append(pair := bench.pair(number, bodies, at_once=False))
+        print(
+            f"first tokens, round {number + 1:2d}/{rounds}: "
+            f"bare {pair.bare.first * 1e3:5.1f} ms, ours {pair.ours.first * 1e3:5.1f} ms, {_ttft(pair):.3f}",
+            flush=True,
+        )
     return pairs
 
 
@@ -140,20 +153,15 @@ def _cpu(pair: Pair) -> float:
     return pair.ours.cpu_per_token / pair.bare.cpu_per_token
 
 
-def _first(taken: Taken) -> float:
-    return taken.batch.firsts[0]
-
-
-def _ttft(pairs: list[Pair]) -> float:
-    """Of the medians: single requests differ by far more than the two sides."""
-    return statistics.median(_first(p.ours) for p in pairs) / statistics.median(_first(p.bare) for p in pairs)
+def _ttft(pair: Pair) -> float:
+    return pair.ours.first / pair.bare.first
 
 
 def table(by_streams: dict[int, list[Pair]], firsts: list[Pair]) -> Iterator[str]:
     yield f"{'':24}{'bare':>9}{'ours':>9}{'ratio':>8}"
     for streams, pairs in by_streams.items():
         yield _row(f"tokens/s, {streams} streams", pairs, lambda t: t.rate, _spread(pairs, _throughput))
-    yield _row("TTFT p50, ms", firsts, lambda t: _first(t) * 1e3, f"{_ttft(firsts):8.3f}")
+    yield _row("TTFT p50, ms", firsts, lambda t: t.first * 1e3, _spread(firsts, _ttft))
     for streams, pairs in by_streams.items():
         yield _row(f"CPU us/token, {streams}", pairs, lambda t: t.cpu_per_token, _spread(pairs, _cpu))
     for streams, pairs in by_streams.items():
@@ -177,7 +185,7 @@ def _spread(pairs: list[Pair], ratio: Callable[[Pair], float]) -> str:
 
 def last_line(by_streams: dict[int, list[Pair]], firsts: list[Pair]) -> str:
     figures = {f"throughput_{n}": statistics.median(map(_throughput, pairs)) for n, pairs in by_streams.items()}
-    figures["ttft_p50"] = _ttft(firsts)
+    figures["ttft_p50"] = statistics.median(map(_ttft, firsts))
     figures["cpu_per_token"] = statistics.median(map(_cpu, by_streams[max(by_streams)]))
     return "bench-vllm " + " ".join(f"{name}={figure:.3f}" for name, figure in figures.items())
 
