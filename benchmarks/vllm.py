@@ -193,9 +193,9 @@ def last_line(by_streams: dict[int, list[Pair]], firsts: list[Pair]) -> str:
 @contextmanager
 def _both(arguments: argparse.Namespace, home: Path) -> Iterator[tuple[Side, Side]]:
     """(ours, bare); deepinfer comes first, because it fetches the model."""
-    python: Path | None = arguments.python
-    first = bare_vllm("second", home, python) if arguments.floor else deepinfer_vllm("ours", home)
-    with first as ours, bare_vllm("bare", home, python) as bare:
+    dtype, python = arguments.dtype, arguments.python
+    first = bare_vllm("second", home, dtype, python) if arguments.floor else deepinfer_vllm("ours", home, dtype)
+    with first as ours, bare_vllm("bare", home, dtype, python) as bare:
         yield ours, bare
 
 
@@ -203,6 +203,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.vllm", description="deepinfer beside a bare vLLM")
     parser.add_argument("--floor", action="store_true", help="a second bare vLLM in deepinfer's place: the noise")
     parser.add_argument("--python", type=Path, help="the interpreter of the bare vLLM, if not the installed one")
+    parser.add_argument("--dtype", default="bfloat16", help="float32 is far faster on a CPU without bf16 instructions")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="at least 2; fewer than usual are a first look")
     arguments = parser.parse_args()
     if arguments.rounds < 2:

@@ -42,12 +42,12 @@ def installed_vllm() -> Path:
 
 
 @contextmanager
-def bare_vllm(name: str, home: Path, python: Path | None) -> Iterator[Side]:
+def bare_vllm(name: str, home: Path, dtype: str, python: Path | None) -> Iterator[Side]:
     """vLLM's own OpenAI server: the API server's process counts, its EngineCore does not."""
     flags = {
         "model": cache_dir() / "models" / "smollm2-135m-instruct",
         "served_model_name": MODEL,
-        "dtype": "bfloat16",
+        "dtype": dtype,
         "max_model_len": 2048,
         "enforce_eager": True,
     }
@@ -61,7 +61,7 @@ def bare_vllm(name: str, home: Path, python: Path | None) -> Iterator[Side]:
 
 
 @contextmanager
-def deepinfer_vllm(name: str, home: Path) -> Iterator[Side]:
+def deepinfer_vllm(name: str, home: Path, dtype: str) -> Iterator[Side]:
     """`serve` with its etcd, a worker and one replica: `serve` and the shim count, the agent and EngineCore do not."""
     fleet = Fleet(home)
     try:
@@ -72,7 +72,7 @@ def deepinfer_vllm(name: str, home: Path) -> Iterator[Side]:
             engine="vllm",
             backend="native",
             device="cpu",
-            dtype="bfloat16",
+            dtype=dtype,
             max_model_len=2048,
             engine_args={"enforce_eager": True},
             env=ON_CPU,
