@@ -30,7 +30,7 @@ from benchmarks.vllm_servers import MODEL, Side, bare_vllm, deepinfer_vllm
 
 NEW_TOKENS = {1: 32, 8: 48, 32: 64}
 """Streams of a batch -> tokens of each. At 32 they are many, because CPU time is told in steps of 10 ms."""
-ROUNDS = 10
+ROUNDS = 8
 FIRST_TOKENS_A_ROUND = 20
 IDLE_SECONDS = 1.2
 """Before each measurement: processes of vLLM wait for work in a busy loop of one second before they sleep."""
@@ -203,7 +203,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.vllm", description="deepinfer beside a bare vLLM")
     parser.add_argument("--floor", action="store_true", help="a second bare vLLM in deepinfer's place: the noise")
     parser.add_argument("--python", type=Path, help="the interpreter of the bare vLLM, if not the installed one")
-    parser.add_argument("--dtype", default="bfloat16", help="float32 is far faster on a CPU without bf16 instructions")
+    parser.add_argument("--dtype", default="float32", help="bfloat16 is far slower on a CPU without bf16 instructions")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="at least 2; fewer than usual are a first look")
     arguments = parser.parse_args()
     if arguments.rounds < 2:

@@ -50,6 +50,7 @@ class StallWatch:
         self._status = status
         self._stall_seconds = stall_seconds
         self._asking: asyncio.Task[None] | None = None
+        self._cpu: float | None = None  # at the last look that saw no work done
 
     async def stalled(self) -> str:
         async with self._touched() as touched, asyncio.TaskGroup() as tasks:
@@ -77,7 +78,9 @@ class StallWatch:
                 await asyncio.sleep(_LOOK_SECONDS)
                 seconds = min(loop.time() - looked, 2 * _LOOK_SECONDS)  # more than that: this process stood still too
                 looked = loop.time()
-                sample = Sample(seconds, self._in_hand(), self._engine.work_done(), self._engine.load())
+                work_done = self._engine.work_done()
+                busy = self._is_busy(seconds, moved=work_done != standing.work_done)
+                sample = Sample(seconds, self._in_hand(), work_done, self._engine.load(), busy)
                 standing = after(standing, sample, self._stall_seconds)
                 match verdict(standing):
                     case Verdict.STALLED:
@@ -88,6 +91,14 @@ class StallWatch:
             if self._asking is not None:
                 self._asking.cancel()
         return None
+
+    def _is_busy(self, seconds: float, *, moved: bool) -> bool:
+        """Looked at only while no work is seen: it asks the kernel about every process of the engine."""
+        if moved or self._engine.cpu_seconds is None:
+            self._cpu = None
+            return False
+        before, self._cpu = self._cpu, self._engine.cpu_seconds()
+        return before is not None and self._cpu - before > seconds / 2
 
     def _in_hand(self) -> int:
         """Requests; what this watch asked for counts only when it is all there is."""

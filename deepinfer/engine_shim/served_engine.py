@@ -30,3 +30,4 @@ class ServedEngine:
     broken: Callable[[], Awaitable[str]]  # returns when it can compute no more, with the reason; may wait for ever
     close: Callable[[], Awaitable[None]]
     names: Callable[[], tuple[str, ...]] | None = None  # adapters, served besides the launch's names; may change
+    cpu_seconds: Callable[[], float] | None = None  # used so far by the processes that compute, if they are its own

@@ -19,6 +19,9 @@ PATIENCE_PREFILL: Final = 3.0
 """And this many times what the prefill of one step takes at the measured rate."""
 _UNMEASURED_PREFILL: Final = 20.0
 """Tokens a second: a large model on a slow CPU, before its rate is known."""
+BUSY_PATIENCE: Final = 12.0
+"""A second in which the engine's processes computed counts for so much less: some requests have a kernel compiled
+first, for tens of seconds in one step. A stopped or waiting process computes nothing."""
 _STEP_TOKENS: Final = 8192
 """An engine shows its work after each step, and a step prefills no more than about this."""
 
@@ -39,6 +42,7 @@ class Sample:
     in_hand: int  # requests
     work_done: int
     load: EngineLoad
+    busy: bool = False  # its processes used the CPU, whatever came of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +51,19 @@ class Standing:
 
     work_done: int
     in_hand: int = 0
-    idle_seconds: float = 0.0  # with work in hand and none done
+    idle_seconds: float = 0.0  # with work in hand and none done; busy ones count less
     limit_seconds: float = 0.0
 
 
 def after(before: Standing, sample: Sample, stall_seconds: float) -> Standing:
     """`stall_seconds`: the shortest stall there is."""
+    seconds = sample.seconds / BUSY_PATIENCE if sample.busy else sample.seconds
     moved = sample.work_done != before.work_done or not sample.in_hand
     return replace(
         before,
         work_done=sample.work_done,
         in_hand=sample.in_hand,
-        idle_seconds=0.0 if moved else before.idle_seconds + sample.seconds,
+        idle_seconds=0.0 if moved else before.idle_seconds + seconds,
         limit_seconds=limit_seconds(sample.load, stall_seconds),
     )
 

@@ -45,3 +45,13 @@ def test_an_engine_that_works_or_has_nothing_to_do_is_not_stalled(samples: list[
 
 def test_one_token_starts_the_clock_anew() -> None:
     assert looks((9, 5), (9, 5), (9, 5), (9, 6), (9, 6), (9, 6))[-1] is Verdict.ASK
+
+
+def test_a_core_that_computes_long_in_one_step_has_more_patience() -> None:
+    standing = Standing(0)
+    for _ in range(40):
+        standing = after(standing, Sample(1.0, 1, 0, EngineLoad(), busy=True), 4)
+    assert verdict(standing) is Verdict.ASK
+    for _ in range(10):
+        standing = after(standing, Sample(1.0, 1, 0, EngineLoad(), busy=True), 4)
+    assert verdict(standing) is Verdict.STALLED

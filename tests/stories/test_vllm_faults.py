@@ -30,7 +30,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory, vllm_engine: object) -> It
             model="smollm2",
             engine="vllm",
             device="cpu",
-            dtype="bfloat16",
+            dtype="float32",
             max_model_len=2048,
             engine_args={"enforce_eager": True},
             env={"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},

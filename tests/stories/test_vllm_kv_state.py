@@ -44,7 +44,7 @@ def chat(vllm_engine: object, tmp_path_factory: pytest.TempPathFactory) -> Itera
             model="smollm2",
             engine="vllm",
             device="cpu",
-            dtype="bfloat16",
+            dtype="float32",
             max_model_len=1024,
             engine_args={"enforce_eager": True, "block_size": BLOCK, "num_gpu_blocks_override": 40},
             env={"VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"},

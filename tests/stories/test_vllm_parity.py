@@ -23,7 +23,7 @@ from tests.random_lora import make_lora
 
 LORA = "pirate"
 START_SECONDS = 170
-SETTINGS: dict[str, Any] = {"dtype": "bfloat16", "max_model_len": 2048}
+SETTINGS: dict[str, Any] = {"dtype": "float32", "max_model_len": 2048}
 ENGINE_ARGS: dict[str, Any] = {
     "enforce_eager": True,
     "enable_auto_tool_choice": True,
@@ -71,7 +71,7 @@ def sides(vllm_engine: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     args = {**ENGINE_ARGS, "lora_modules": [f"{LORA}={make_lora(home / LORA)}"]}
     model = {"model": cache_dir() / "models" / "smollm2-135m-instruct", "served_model_name": MODEL}
     bare = BareVllm(vllm_engine.interpreter, home / "bare.log", {**model, **SETTINGS, **args}, ON_CPU | ONE_THREAD)
-    fleet = Fleet(home, worker="stall_seconds = 120\n")  # the first request for logprobs waits for a compiler
+    fleet = Fleet(home)
     try:
         fleet.start_serve()
         fleet.start_worker()

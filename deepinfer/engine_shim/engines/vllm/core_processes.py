@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import signal
+from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.process import BaseProcess
 
 import psutil
@@ -34,13 +36,23 @@ async def first_end(processes: list[BaseProcess]) -> str:
 
 def resident_bytes(processes: list[BaseProcess]) -> int:
     """Memory held by them and their workers, as the kernel counts it; what they share is counted once a process."""
-    total = 0
+    return int(_summed(processes, lambda process: process.memory_info().rss))
+
+
+def cpu_seconds(processes: list[BaseProcess]) -> float:
+    """Used so far by them, their workers, and what these ran (a compiler) and waited for."""
+    return _summed(processes, lambda process: sum(process.cpu_times()[:4]))
+
+
+def _summed(processes: list[BaseProcess], figure: Callable[[psutil.Process], float]) -> float:
+    """Over all that are alive, descendants included."""
+    total = 0.0
     for process in processes:
-        try:
+        with suppress(psutil.NoSuchProcess):
             parent = psutil.Process(process.pid)
-            total += sum(member.memory_info().rss for member in (parent, *parent.children(recursive=True)))
-        except psutil.NoSuchProcess:
-            continue
+            for member in (parent, *parent.children(recursive=True)):
+                with suppress(psutil.NoSuchProcess):
+                    total += figure(member)
     return total
 
 

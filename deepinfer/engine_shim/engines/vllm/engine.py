@@ -17,7 +17,12 @@ from typing import Any
 
 from deepinfer.engine_shim.engines.vllm import environment
 from deepinfer.engine_shim.engines.vllm.arguments import parsed
-from deepinfer.engine_shim.engines.vllm.core_processes import core_processes, first_end, resident_bytes
+from deepinfer.engine_shim.engines.vllm.core_processes import (
+    core_processes,
+    cpu_seconds,
+    first_end,
+    resident_bytes,
+)
 from deepinfer.engine_shim.engines.vllm.imports import Vllm, called, imported
 from deepinfer.engine_shim.engines.vllm.kv_subscription import follow, kv_events_flags
 from deepinfer.engine_shim.engines.vllm.load_meter import LoadMeter, stat_logger
@@ -82,6 +87,7 @@ class VllmEngine:
             close=self.close,
             names=lambda: tuple(app.state.openai_serving_models.lora_requests),
             work_done=lambda: self._loaded.meter.work_done,
+            cpu_seconds=lambda: cpu_seconds(self._loaded.processes),
             broken=lambda: first_end(self._loaded.processes),
         )
 
