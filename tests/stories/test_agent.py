@@ -12,13 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from deepinfer.engine_shim.client import EngineCall, EngineClient
 from deepinfer.fleet import keys
 from deepinfer.fleet.resources import DeploymentSpec, EngineKind, Intent, Phase, Placement, ReplicaStatus
 from deepinfer.fleet.store import EtcdStore
+from tests.alive import is_alive
 from tests.etcd_process import EtcdProcess
 from tests.fleet import eventually
 from tests.fleet_values import placement
@@ -47,7 +47,7 @@ async def running(worker: Worker, store: EtcdStore, wanted: Placement = CHAT) ->
 
 
 def exists(pid: int | None) -> bool:
-    return pid is not None and psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return pid is not None and is_alive(pid)
 
 
 async def test_a_placement_becomes_an_engine_that_answers(worker: Worker, store: EtcdStore) -> None:

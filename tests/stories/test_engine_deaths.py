@@ -18,6 +18,7 @@ from deepinfer.agent.engine_process import MARK, Mark
 from deepinfer.fleet.resources import DeploymentSpec, EngineKind, Intent, Phase, Placement, ReplicaStatus
 from deepinfer.fleet.snapshot import Snapshot
 from deepinfer.fleet.store import EtcdStore
+from tests.alive import is_alive
 from tests.fleet_values import placement
 from tests.memory_limit import memory_limit
 from tests.worker_process import Worker, in_phase, put, until
@@ -96,7 +97,7 @@ async def test_a_shim_that_hangs_is_killed_and_replaced(worker: Worker, store: E
     os.kill(old.pid, signal.SIGSTOP)
     told = await until(store, telling(ON_DEVICE, "It did not answer for"), 60)
     assert told.phase is Phase.RESTARTING and told.endpoint is None
-    assert not psutil.pid_exists(old.pid)
+    assert not is_alive(old.pid)
     await until(store, ready_again(ON_DEVICE, old))
 
 
@@ -115,7 +116,7 @@ async def test_a_killed_shim_leaves_no_core_on_its_device(worker: Worker, store:
     (core,) = psutil.Process(old.pid).children()
     os.kill(old.pid, signal.SIGKILL)
     new = await until(store, ready_again(ON_DEVICE, old))
-    assert not core.is_running()
+    assert not is_alive(core.pid)
     assert {p.pid for p in worker.engines()} == {new.pid, *(p.pid for p in psutil.Process(new.pid).children())}
 
 

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx
-import psutil
 import pytest
 from openai import OpenAIError
 
+from tests.alive import is_alive
 from tests.fleet import Fleet, eventually
 
 
@@ -87,7 +87,7 @@ def test_a_killed_engine_is_back_without_a_hand(serving: Fleet) -> None:
         serving.wait_ready("chat")
         load.more()
     assert serving.replicas("chat")[0]["restarts"] == 1
-    assert not psutil.pid_exists(old)
+    assert not is_alive(old)
 
 
 def test_a_killed_agent_costs_no_request_and_adopts_the_same_engine(serving: Fleet) -> None:
@@ -137,7 +137,7 @@ def test_deletion_leaves_no_process_and_no_record(serving: Fleet) -> None:
     with under_load(serving) as load:
         engine = pid_of(serving)
         serving.delete("chat")
-        eventually(lambda: not psutil.pid_exists(engine), 10)
+        eventually(lambda: not is_alive(engine), 10)
         load.stop()
     assert serving.get("/v1/deployments") == []
     assert serving.get("/v1/replicas") == []

@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.alive import is_alive
 from tests.broken_streams import BrokenStreams
 from tests.fleet import Fleet, eventually
 
@@ -67,6 +68,6 @@ def test_every_client_hears_and_the_engine_is_replaced(serving: Fleet, fault: An
     eventually(lambda: [r for r in serving.replicas("chat") if r["pid"] not in (None, before["pid"])], 60)
     (after,) = serving.wait_ready("chat")
     assert after["restarts"] == 1
-    assert not [process.pid for process in old if process.is_running()]
+    assert not [process.pid for process in old if is_alive(process.pid)]
     answer = serving.openai.completions.create(model="chat", prompt="hello", max_tokens=3)
     assert answer.choices[0].text

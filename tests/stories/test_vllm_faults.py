@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from deepinfer.agent.shared_memory import segments_of
+from tests.alive import is_alive
 from tests.broken_streams import BrokenStreams
 from tests.fleet import Fleet, eventually
 
@@ -63,7 +64,7 @@ def stopped_core(shim: psutil.Process) -> None:
 
 
 def lives(process: psutil.Process) -> bool:
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return is_alive(process.pid)
 
 
 @pytest.mark.parametrize(
