@@ -26,7 +26,7 @@ from deepinfer.fleet.launch import EngineLaunch
 from deepinfer.fleet.oom_score import offer
 from deepinfer.fleet.own_package import with_own_package
 from deepinfer.fleet.parallelism import tensor_parallel_size
-from deepinfer.fleet.resources import Placement, looks_secret
+from deepinfer.fleet.resources import EngineKind, Placement, looks_secret
 
 _MODULE = ("-m", "deepinfer.engine_shim")
 SHIM = (sys.executable, *_MODULE)
@@ -34,7 +34,8 @@ _PLACEMENT_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,126}")
 
 # OpenMP's threads wait for each other by spinning. Where anything else runs on the cores, our own gateway included,
 # they spin against it: one busy neighbour on two cores cost 92 % of the tokens with the default and 30 % with this. On
-# an idle machine this costs a lone stream a tenth of its tokens. Read by libgomp when torch is loaded.
+# an idle machine this costs a lone stream a tenth of its tokens. Read by libgomp when torch is loaded. vLLM keeps its
+# own way: its answers must come no later than without us.
 _BRIEF_SPIN = {"GOMP_SPINCOUNT": "2000"}
 
 
@@ -131,7 +132,7 @@ class NativeLauncher:
         inherited = {name: value for name, value in self.environment.items() if not looks_secret(name)}
         gpus = [device.removeprefix("cuda:") for device in placement.devices if device.startswith("cuda:")]
         variables = {
-            **_BRIEF_SPIN,
+            **(_BRIEF_SPIN if placement.spec.engine is EngineKind.LAYER_SHARD else {}),
             **inherited,
             **placement.spec.env,
             MARK: str(mark),
