@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from deepinfer.fleet.engine_arguments import by_name
 from deepinfer.fleet.resources import DeploymentSpec, EngineKind
 
 _OTHER_WAYS = ("pipeline_parallel_size", "pp", "data_parallel_size", "dp")
@@ -48,6 +49,6 @@ def contradiction(spec: DeploymentSpec) -> str | None:
 def _spread_by_arguments(spec: DeploymentSpec) -> int:
     if spec.engine is not EngineKind.VLLM:
         return 1
-    given = {name.replace("-", "_"): value for name, value in spec.engine_args.items()}
+    given = by_name(spec.engine_args)
     sizes = (given.get(name) for name in _OTHER_WAYS)
     return math.prod(size for size in sizes if isinstance(size, int) and size > 0)

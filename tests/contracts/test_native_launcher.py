@@ -18,6 +18,7 @@ from deepinfer.agent.engine_process import EngineProcess, engine_processes
 from deepinfer.agent.launcher import NativeLauncher
 from deepinfer.engine_environments.environment import Environment
 from deepinfer.fleet.launch import EngineLaunch
+from tests.alive import is_alive
 from tests.fleet import eventually
 from tests.fleet_values import placement
 
@@ -118,7 +119,7 @@ async def test_a_process_that_lost_its_mark_and_its_shim_is_ended_too(launcher: 
     await process.ended()
     assert [member.pid for member in process.members()] == [child.pid]
     await process.kill()
-    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+    assert not is_alive(child.pid)
 
 
 async def test_the_exit_status_and_the_log_of_a_failure_are_kept(launcher: NativeLauncher) -> None:

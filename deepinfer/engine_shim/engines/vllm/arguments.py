@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from deepinfer.engine_shim.engines.vllm.imports import Vllm
+from deepinfer.fleet.engine_arguments import by_name
 from deepinfer.fleet.errors import EngineWillNotStart
 from deepinfer.fleet.launch import EngineLaunch
 
@@ -44,8 +45,7 @@ def command_line(launch: EngineLaunch) -> list[str]:
     }
     if launch.device != "cpu":
         fields["gpu_memory_utilization"] = launch.gpu_memory_utilization
-    users = {name.replace("-", "_"): value for name, value in launch.engine_args.items()}
-    return [word for name, value in (fields | users).items() for word in words(name, value)]
+    return [word for name, value in (fields | by_name(launch.engine_args)).items() for word in words(name, value)]
 
 
 def words(name: str, value: Any) -> Iterator[str]:

@@ -32,6 +32,7 @@ from deepinfer.engine_shim.kv_contents import KvContents
 from deepinfer.engine_shim.loading_thread import in_thread
 from deepinfer.engine_shim.served_engine import ServedEngine
 from deepinfer.engine_shim.token_engine import EngineInfo, EngineLoad
+from deepinfer.fleet.engine_arguments import by_name
 from deepinfer.fleet.launch import EngineLaunch
 
 Progress = Callable[[str], None]
@@ -46,6 +47,7 @@ class Loaded:
     engine: Any  # AsyncLLM
     meter: LoadMeter
     processes: list[BaseProcess]
+    kv_events: Path | None  # the folder of their sockets, where there are any
 
 
 class VllmEngine:
@@ -72,8 +74,8 @@ class VllmEngine:
         await called(vllm["init_app_state"], known | {"state": app.state}, vllm.version)
         await engine.reset_mm_cache()  # the dummy data it was measured with
         await self._parts.enter_async_context(app.router.lifespan_context(app))
-        if _own_flags(self._launch):
-            events = follow(_kv_folder(self._launch), self.kv, worked=self._loaded.meter.finished)
+        if self._loaded.kv_events is not None:
+            events = follow(self._loaded.kv_events, self.kv, worked=self._loaded.meter.finished)
             self._parts.push_async_callback(_ended, asyncio.create_task(events, name="KV events"))
         return app
 
@@ -106,7 +108,7 @@ class VllmEngine:
 
     def load(self) -> EngineLoad:
         engine = self._loaded.engine
-        waiting_tokens = getattr(engine, "get_num_queued_tokens", lambda: 0)()  # from 0.29 on
+        waiting_tokens = getattr(engine, "get_num_queued_tokens", lambda: 0)()  # older versions do not count them
         unfinished = engine.output_processor.get_num_unfinished_requests()
         return self._loaded.meter.load(unfinished, waiting_tokens, self._kv_blocks)
 
@@ -136,7 +138,10 @@ def _load(launch: EngineLaunch) -> Loaded:
     """Blocking. AsyncLLM joins the event loop at its first use."""
     environment.prepare()
     vllm = imported()
-    arguments = parsed(vllm, launch, _own_flags(launch))
+    given = by_name(launch.engine_args)
+    # Without a prefix cache there is nothing to tell of.
+    kv_events = launch.socket.with_suffix(".kv") if given.get("enable_prefix_caching", True) is not False else None
+    arguments = parsed(vllm, launch, _own_flags(kv_events, given.get("data_parallel_size", 1)))
     engine_arguments = vllm["AsyncEngineArgs"].from_cli_args(arguments)
     usage = vllm["UsageContext"].OPENAI_API_SERVER
     config = engine_arguments.create_engine_config(usage_context=usage)
@@ -148,20 +153,13 @@ def _load(launch: EngineLaunch) -> Loaded:
         enable_log_requests=engine_arguments.enable_log_requests,
         disable_log_stats=engine_arguments.disable_log_stats,
     )
-    return Loaded(vllm, arguments, engine, meter, core_processes())
+    return Loaded(vllm, arguments, engine, meter, core_processes(), kv_events)
 
 
-def _own_flags(launch: EngineLaunch) -> Mapping[str, Any]:
-    """KV events, unless the user wants no prefix cache, without which there is nothing to tell of."""
-    given = {name.replace("-", "_"): value for name, value in launch.engine_args.items()}
-    if given.get("enable_prefix_caching", True) is False:
+def _own_flags(kv_events: Path | None, data_parallel_ranks: int) -> Mapping[str, Any]:
+    if kv_events is None:
         return {}
-    ranks = given.get("data_parallel_size", 1)
-    return {"kv_events_config": kv_events_flags(_kv_folder(launch), data_parallel_ranks=ranks)}
-
-
-def _kv_folder(launch: EngineLaunch) -> Path:
-    return launch.socket.with_suffix(".kv")
+    return {"kv_events_config": kv_events_flags(kv_events, data_parallel_ranks=data_parallel_ranks)}
 
 
 async def _ended(task: asyncio.Task[None]) -> None:
