@@ -29,9 +29,10 @@ from benchmarks.stream_load import Batch, StreamLoad
 from benchmarks.vllm_servers import MODEL, Side, bare_vllm, deepinfer_vllm
 
 NEW_TOKENS = {1: 32, 8: 48, 32: 64}
-"""Streams of a batch -> tokens of each. At 32 they are many, because CPU time is told in steps of 10 ms."""
+"""Streams of a batch -> tokens of each."""
 ROUNDS = 8
-FIRST_TOKENS_A_ROUND = 20
+FIRST_TOKENS_A_ROUND = 10
+FIRST_ROUNDS = 3  # of first tokens, for each round of streams: one prefill varies far more than what a batch takes
 IDLE_SECONDS = 1.2
 """Before each measurement: processes of vLLM wait for work in a busy loop of one second before they sleep."""
 
@@ -134,6 +135,7 @@ def batches(bench: Bench, prompts: Prompts, streams: int, rounds: int) -> list[P
 def first_tokens(bench: Bench, prompts: Prompts, rounds: int) -> list[Pair]:
     bench.pair(0, prompts.bodies(2, 2), at_once=False)  # warms both
     pairs = []
+    rounds *= FIRST_ROUNDS
     for number in range(rounds):
         bodies = prompts.bodies(FIRST_TOKENS_A_ROUND, 2)
         pairs.append(pair := bench.pair(number, bodies, at_once=False))

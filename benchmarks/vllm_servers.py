@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,9 +29,16 @@ class Side:
     pids: tuple[int, ...]
 
     def cpu_seconds(self) -> float:
-        """Spent so far by all threads, in user and kernel mode. The kernel tells it in steps of 10 ms."""
-        times = [psutil.Process(pid).cpu_times() for pid in self.pids]
-        return sum(spent.user + spent.system for spent in times)
+        """Spent so far by all threads, in user and kernel mode."""
+        return sum(map(_cpu_seconds, self.pids))
+
+
+def _cpu_seconds(pid: int) -> float:
+    """To the nanosecond on Linux, by the process's own clock (clock_getcpuclockid(3)); elsewhere in steps of 10 ms."""
+    if sys.platform == "linux":
+        return time.clock_gettime((~pid << 3) | 2)
+    spent = psutil.Process(pid).cpu_times()
+    return spent.user + spent.system
 
 
 def installed_vllm() -> Path:

@@ -19,7 +19,7 @@ from deepinfer.engine_shim import wire
 from deepinfer.engine_shim.answer import Answer
 from deepinfer.engine_shim.call_stream import CallStream, connected
 from deepinfer.engine_shim.frames import EngineCall
-from deepinfer.engine_shim.state_wire import EngineState, state_from_bytes
+from deepinfer.engine_shim.state_wire import EngineState, state_from_bytes, watch_to_bytes
 from deepinfer.engine_shim.wire import METHODS, GenerateDelta, GenerateRequest, ShimInfo, ShimPhase
 from deepinfer.fleet.errors import EngineFailed, InvalidRequest
 
@@ -47,6 +47,7 @@ _OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
     ("grpc.http2.ping_timeout_ms", 10_000),  # the one that counts: its default is a minute
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.enable_http_proxy", 0),  # engines are never behind the proxy of the environment
+    ("grpc.http2.bdp_probe", 0),  # a ping with every message would wake both sides once more
 )
 
 
@@ -58,7 +59,7 @@ class EngineClient:
         self._only = only
         self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
         self._info = self._channel.unary_unary(METHODS["GetInfo"], wire.nothing, wire.info_from_bytes)
-        self._watch = self._channel.unary_stream(METHODS["WatchState"], wire.nothing, state_from_bytes)
+        self._watch = self._channel.unary_stream(METHODS["WatchState"], watch_to_bytes, state_from_bytes)
         self._drain = self._channel.unary_unary(METHODS["Drain"], wire.drain_to_bytes, wire.unfinished_from_bytes)
         self._generate = self._channel.unary_stream(METHODS["Generate"], wire.generate_to_bytes, wire.delta_from_bytes)
         self._stream: CallStream | None = None
@@ -80,9 +81,12 @@ class EngineClient:
         await answer.until_head()
         return answer
 
-    async def watch(self) -> AsyncIterator[EngineState]:
-        """A snapshot, then changes, until the connection breaks (`EngineFailed`) or the shim ends (it ends)."""
-        states = self._watch(None)
+    async def watch(self, *, kv: bool = False) -> AsyncIterator[EngineState]:
+        """A snapshot, then changes, until the connection breaks (`EngineFailed`) or the shim ends (it ends).
+
+        With `kv` also of what its KV cache holds, which costs both sides work for every block.
+        """
+        states = self._watch(kv)
         try:
             with self._failures():
                 async for state in states:

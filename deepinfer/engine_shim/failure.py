@@ -15,11 +15,12 @@ from typing import Final
 from deepinfer.engine_shim.served_engine import ServedEngine
 from deepinfer.engine_shim.stall import Sample, Standing, Verdict, after, verdict
 from deepinfer.engine_shim.status import ShimStatus
-from deepinfer.engine_shim.token_engine import SamplingParams
+from deepinfer.engine_shim.token_engine import EngineLoad, SamplingParams
 from deepinfer.engine_shim.wire import GenerateRequest
 
 _LOOK_SECONDS: Final = 0.5
 _ASK_IDLE_SECONDS: Final = 60.0
+_LONG: Final = 1 / 8  # of a stall's limit
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class StallWatch:
         return f"it computed nothing for {standing.idle_seconds:.0f} s with {_counted(standing.in_hand)} in hand"
 
     async def _until_work_or_time_to_ask(self, touched: asyncio.Event, tasks: asyncio.TaskGroup) -> None:
-        while not self._in_hand():
+        while not self._in_hand(self._engine.load()):
             touched.clear()
             try:
                 async with asyncio.timeout(_ASK_IDLE_SECONDS):
@@ -73,14 +74,17 @@ class StallWatch:
         """None when all work is done; else how it stood when it was found stalled."""
         loop = asyncio.get_running_loop()
         standing, looked = Standing(self._engine.work_done()), loop.time()
+        in_hand = self._in_hand(self._engine.load())
         try:
-            while self._in_hand():
+            while in_hand:
                 await asyncio.sleep(_LOOK_SECONDS)
                 seconds = min(loop.time() - looked, 2 * _LOOK_SECONDS)  # more than that: this process stood still too
                 looked = loop.time()
                 work_done = self._engine.work_done()
-                busy = self._is_busy(seconds, moved=work_done != standing.work_done)
-                sample = Sample(seconds, self._in_hand(), work_done, self._engine.load(), busy)
+                busy = self._is_busy(seconds, standing, moved=work_done != standing.work_done)
+                load = self._engine.load()
+                in_hand = self._in_hand(load)
+                sample = Sample(seconds, in_hand, work_done, load, busy)
                 standing = after(standing, sample, self._stall_seconds)
                 match verdict(standing):
                     case Verdict.STALLED:
@@ -92,17 +96,17 @@ class StallWatch:
                 self._asking.cancel()
         return None
 
-    def _is_busy(self, seconds: float, *, moved: bool) -> bool:
-        """Looked at only while no work is seen: it asks the kernel about every process of the engine."""
-        if moved or self._engine.cpu_seconds is None:
+    def _is_busy(self, seconds: float, standing: Standing, *, moved: bool) -> bool:
+        """Looked at only when no work was seen for long: it asks the kernel about every process there is."""
+        soon = standing.idle_seconds <= standing.limit_seconds * _LONG
+        if moved or soon or self._engine.cpu_seconds is None:
             self._cpu = None
             return False
         before, self._cpu = self._cpu, self._engine.cpu_seconds()
         return before is not None and self._cpu - before > seconds / 2
 
-    def _in_hand(self) -> int:
+    def _in_hand(self, load: EngineLoad) -> int:
         """Requests; what this watch asked for counts only when it is all there is."""
-        load = self._engine.load()
         asking = int(self._asking is not None and not self._asking.done())
         return max(self._status.in_flight.count, load.running + load.waiting - asking, asking)
 

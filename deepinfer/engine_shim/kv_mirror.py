@@ -94,7 +94,7 @@ class KvMirror:
 class Watched(Protocol):
     """What has a WatchState: `EngineClient`."""
 
-    def watch(self) -> AsyncIterator[EngineState]: ...
+    def watch(self, *, kv: bool = False) -> AsyncIterator[EngineState]: ...
 
 
 async def mirrored(engine: Watched, mirror: KvMirror) -> AsyncGenerator[EngineState, None]:
@@ -108,7 +108,7 @@ async def mirrored(engine: Watched, mirror: KvMirror) -> AsyncGenerator[EngineSt
         while True:
             in_vain += 1
             try:
-                async with aclosing(engine.watch()) as states:  # type: ignore[type-var]
+                async with aclosing(engine.watch(kv=True)) as states:  # type: ignore[type-var]
                     async for state in states:
                         mirror.apply(state)
                         in_vain = 0 if mirror.whole else in_vain

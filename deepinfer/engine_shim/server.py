@@ -16,7 +16,7 @@ import grpc.aio
 
 from deepinfer.engine_shim import wire
 from deepinfer.engine_shim.state_watch import StateWatch
-from deepinfer.engine_shim.state_wire import EngineState, state_to_bytes
+from deepinfer.engine_shim.state_wire import EngineState, state_to_bytes, watch_from_bytes
 from deepinfer.engine_shim.status import ShimStatus
 from deepinfer.engine_shim.token_engine import FinishReason
 from deepinfer.engine_shim.wire import GenerateDelta, GenerateRequest, ShimInfo, ShimPhase
@@ -32,6 +32,7 @@ _OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.http2.bdp_probe", 0),  # as in client.py
 )
 
 
@@ -62,8 +63,8 @@ class EngineServer:
         finally:
             self._status.touch()
 
-    async def watch_state(self, request: None, context: Context) -> AsyncGenerator[EngineState, None]:
-        async for state in StateWatch(self._status).states():
+    async def watch_state(self, kv: bool, context: Context) -> AsyncGenerator[EngineState, None]:
+        async for state in StateWatch(self._status, kv=kv).states():
             yield state
 
     async def drain(self, timeout_seconds: float, context: Context) -> int:
@@ -103,7 +104,7 @@ def engine_server(status: ShimStatus) -> grpc.aio.Server:
         "Generate": grpc.unary_stream_rpc_method_handler(
             service.generate, wire.generate_from_bytes, wire.delta_to_bytes
         ),
-        "WatchState": grpc.unary_stream_rpc_method_handler(service.watch_state, wire.ignored, state_to_bytes),
+        "WatchState": grpc.unary_stream_rpc_method_handler(service.watch_state, watch_from_bytes, state_to_bytes),
         "Drain": grpc.unary_unary_rpc_method_handler(service.drain, wire.drain_from_bytes, wire.unfinished_to_bytes),
     }
     server = grpc.aio.server(options=_OPTIONS)

@@ -1,9 +1,10 @@
 """One reader of WatchState: a snapshot, then what changed.
 
-Several changes become one message: KV contents and phase travel at most every 100 ms, the load alone at most every
-500 ms, because a message costs both sides half a millisecond of CPU together: that of several tokens. While no request
-runs nothing is sent and nothing is looked at. A reader so slow that too many changes wait for it gets a new snapshot
-instead of them; the same when the contents were cleared or began anew.
+Several changes become one message: phase and, for a reader that wants them, KV contents travel at most every 100 ms;
+how many requests run or wait alone at most every 500 ms; what drifts with every step (rates, blocks in use) alone every
+5 s. A message costs both sides half a millisecond of CPU together: that of several tokens. While no request runs
+nothing is sent and nothing is looked at. A reader so slow that too many changes wait for it gets a new snapshot instead
+of them; the same when the contents were cleared or began anew.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from deepinfer.engine_shim.wire import ShimPhase
 
 _MESSAGE_SECONDS: Final = 0.1
 _LOAD_SECONDS: Final = 0.5
+_DRIFT_SECONDS: Final = 5.0
 _MESSAGE_TOKENS: Final = 1 << 20
 """Blocks of a snapshot go out in messages of at most this many tokens (at most 5 bytes each)."""
 _WAITING_BLOCKS: Final = 65_536
@@ -29,8 +31,9 @@ _WAITING_BLOCKS: Final = 65_536
 class StateWatch:
     """Lives as long as its reader's RPC."""
 
-    def __init__(self, status: ShimStatus) -> None:
+    def __init__(self, status: ShimStatus, *, kv: bool) -> None:
         self._status = status
+        self._wants_kv = kv
         self._changed = asyncio.Event()
         self._kv: KvContents | None = None
         self._forget_kv: Callable[[], None] = lambda: None
@@ -69,8 +72,8 @@ class StateWatch:
             yield from self._snapshot()
         elif self._stored or self._removed or self._told() != (self._phase(), self._status.names()):
             yield self._changes()
-        elif self._status.load() != self._told_load:
-            yield from self._load_if_due()
+        elif self._load_is_due():
+            yield self._state()
 
     def _look_again_if_busy(self) -> None:
         """An engine's own thread may end a request a little after its answer has ended, and nobody tells."""
@@ -78,14 +81,16 @@ class StateWatch:
         if self._told_load.running or self._told_load.waiting or self._told_load != self._status.load():
             self._looking_again = asyncio.get_running_loop().call_later(_LOAD_SECONDS, self._changed.set)
 
-    def _load_if_due(self) -> Iterator[EngineState]:
-        if asyncio.get_running_loop().time() >= self._told_load_at + _LOAD_SECONDS:
-            yield self._state()
+    def _load_is_due(self) -> bool:
+        load, told = self._status.load(), self._told_load
+        counts = (load.running, load.waiting) != (told.running, told.waiting)
+        due = self._told_load_at + (_LOAD_SECONDS if counts else _DRIFT_SECONDS)
+        return load != told and asyncio.get_running_loop().time() >= due
 
     def _attach(self) -> None:
         """The engine's contents exist from READY on."""
         engine = self._status.engine
-        if engine is not None and self._kv is None:
+        if self._wants_kv and engine is not None and self._kv is None:
             self._kv = engine.kv
             self._forget_kv = engine.kv.listen(self._keep)
             self._snapshot_due = True

@@ -18,7 +18,7 @@ class EngineState:
 
     A snapshot replaces everything known before, and may go on in the messages after it while `more` is set. Else the
     message builds on the contents at sequence `after`: `removed` first, then `stored`. `digest` is of the whole
-    contents at `sequence`.
+    contents at `sequence`. To a reader that did not ask for the contents there are none.
     """
 
     boot_epoch: int
@@ -34,6 +34,14 @@ class EngineState:
     more: bool = False
     groups: tuple[KvGroup, ...] = ()  # empty: the same as before
     served_names: tuple[str, ...] = ()  # in snapshots and when they changed; empty: as they were
+
+
+def watch_to_bytes(kv: bool) -> bytes:
+    return bytes(pb.WatchStateRequest(kv_contents=kv).SerializeToString())
+
+
+def watch_from_bytes(data: bytes) -> bool:
+    return bool(pb.WatchStateRequest.FromString(data).kv_contents)
 
 
 def state_to_bytes(state: EngineState) -> bytes:

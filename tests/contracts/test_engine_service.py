@@ -132,7 +132,7 @@ async def test_a_client_connects_again_when_the_engine_is_back(tmp_path: Path) -
 
 async def test_watch_tells_contents_as_a_snapshot_and_changes(sim: SimProcess) -> None:
     await (await sim.client.call(completion("0123456789abcdef", max_tokens=1))).read()
-    async with aclosing(sim.client.watch()) as states:  # type: ignore[type-var]
+    async with aclosing(sim.client.watch(kv=True)) as states:  # type: ignore[type-var]
         first = await anext(states)
         assert (first.snapshot, first.phase) == (True, ShimPhase.READY)
         assert [block.token_ids for block in first.stored] == [
@@ -149,6 +149,20 @@ async def test_watch_tells_contents_as_a_snapshot_and_changes(sim: SimProcess) -
         assert change.sequence > first.sequence
         assert not change.snapshot
         assert change.boot_epoch == first.boot_epoch
+
+
+async def test_a_watch_that_does_not_ask_for_contents_is_told_none(sim: SimProcess) -> None:
+    await (await sim.client.call(completion("0123456789abcdef", max_tokens=1))).read()
+    async with aclosing(sim.client.watch()) as states:  # type: ignore[type-var]
+        told = [await anext(states)]
+        answer = await sim.client.call(completion("0123456789abWXYZ", max_tokens=4000, stream=True))
+        told.append(await until(states, 1))
+        with pytest.raises(TimeoutError):  # blocks come all the time, and nobody wants to know
+            async with asyncio.timeout(1.5):
+                await anext(states)
+        answer.cancel()
+    assert told[1].load.running == 1
+    assert {(s.sequence, s.digest, s.stored, s.removed, s.groups) for s in told} == {(0, 0, (), (), ())}
 
 
 async def test_drain_lets_what_runs_finish_and_takes_nothing_new(sim: SimProcess) -> None:

@@ -50,10 +50,10 @@ class LosingClient:
         self._client = client
         self._lost = lost
 
-    async def watch(self) -> AsyncIterator[EngineState]:
+    async def watch(self, *, kv: bool = False) -> AsyncIterator[EngineState]:
         self.watches += 1
         number = 0
-        async for state in self._client.watch():
+        async for state in self._client.watch(kv=kv):
             number += 1
             self.sent.put_nowait(number)
             if self.watches > 1 or number != self._lost:
@@ -140,7 +140,7 @@ async def test_an_engine_whose_snapshots_do_not_fit_is_not_asked_for_ever() -> N
     class Wrong:
         watches = 0
 
-        async def watch(self) -> AsyncIterator[EngineState]:
+        async def watch(self, *, kv: bool = False) -> AsyncIterator[EngineState]:
             self.watches += 1
             yield replace(first(), digest=self.watches)
 

@@ -34,25 +34,31 @@ async def first_end(processes: list[BaseProcess]) -> str:
     return f"vLLM's {process.name} (process {process.pid}) {_how(process.exitcode)}"
 
 
-def resident_bytes(processes: list[BaseProcess]) -> int:
-    """Memory held by them and their workers, as the kernel counts it; what they share is counted once a process."""
-    return int(_summed(processes, lambda process: process.memory_info().rss))
-
-
-def cpu_seconds(processes: list[BaseProcess]) -> float:
-    """Used so far by them, their workers, and what these ran (a compiler) and waited for."""
-    return _summed(processes, lambda process: sum(process.cpu_times()[:4]))
-
-
-def _summed(processes: list[BaseProcess], figure: Callable[[psutil.Process], float]) -> float:
-    """Over all that are alive, descendants included."""
-    total = 0.0
+def family(processes: list[BaseProcess]) -> list[psutil.Process]:
+    """Those that are alive, and their descendants. The kernel is asked about every process of the machine."""
+    members = []
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             parent = psutil.Process(process.pid)
-            for member in (parent, *parent.children(recursive=True)):
-                with suppress(psutil.NoSuchProcess):
-                    total += figure(member)
+            members += [parent, *parent.children(recursive=True)]
+    return members
+
+
+def resident_bytes(members: list[psutil.Process]) -> int:
+    """Memory held, as the kernel counts it; what they share is counted once a process."""
+    return int(_summed(members, lambda process: process.memory_info().rss))
+
+
+def cpu_seconds(members: list[psutil.Process]) -> float:
+    """Used so far, also by what they ran (a compiler) and waited for."""
+    return _summed(members, lambda process: sum(process.cpu_times()[:4]))
+
+
+def _summed(members: list[psutil.Process], figure: Callable[[psutil.Process], float]) -> float:
+    total = 0.0
+    for member in members:
+        with suppress(psutil.NoSuchProcess):
+            total += figure(member)
     return total
 
 

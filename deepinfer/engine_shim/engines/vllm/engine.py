@@ -20,6 +20,7 @@ from deepinfer.engine_shim.engines.vllm.arguments import parsed
 from deepinfer.engine_shim.engines.vllm.core_processes import (
     core_processes,
     cpu_seconds,
+    family,
     first_end,
     resident_bytes,
 )
@@ -58,6 +59,7 @@ class VllmEngine:
         self._loaded = loaded
         self._launch = launch
         self._parts = AsyncExitStack()
+        self._members = family(loaded.processes)  # EngineCore and the workers, as long as it serves
 
     async def start(self) -> Any:
         """vLLM's own application (a FastAPI) over the engine, started up as its server would do it."""
@@ -77,6 +79,7 @@ class VllmEngine:
         if self._loaded.kv_events is not None:
             events = follow(self._loaded.kv_events, self.kv, worked=self._loaded.meter.finished)
             self._parts.push_async_callback(_ended, asyncio.create_task(events, name="KV events"))
+        environment.settle()
         return app
 
     def served(self, app: Any) -> ServedEngine:
@@ -89,7 +92,7 @@ class VllmEngine:
             close=self.close,
             names=lambda: tuple(app.state.openai_serving_models.lora_requests),
             work_done=lambda: self._loaded.meter.work_done,
-            cpu_seconds=lambda: cpu_seconds(self._loaded.processes),
+            cpu_seconds=lambda: cpu_seconds(family(self._loaded.processes)),
             broken=lambda: first_end(self._loaded.processes),
         )
 
@@ -103,7 +106,7 @@ class VllmEngine:
             kv_block_size=config.cache_config.block_size,
             kv_blocks=self._kv_blocks,
             dtype=str(config.model_config.dtype).removeprefix("torch."),
-            memory_bytes=resident_bytes(self._loaded.processes),
+            memory_bytes=resident_bytes(self._members),
         )
 
     def load(self) -> EngineLoad:
