@@ -7,7 +7,9 @@ a batch over its wall time, prefill included. TTFT is the time from the request 
 requests one after the other. CPU is that of the processes that serve HTTP: vLLM's API server, or `serve` and
 the shim; it is compared at the most streams.
 
-`--floor` measures the bare server against a second one like it: how far from 1 mere noise leads.
+Both get the same flags and the same environment; deepinfer's shim then preloads Intel's OpenMP where vLLM's wheel for
+the CPU has it, which is part of what it gives. `--same-openmp` gives it to the bare server too: the mere way through
+deepinfer. `--floor` measures the bare server against a second one like it: how far from 1 mere noise leads.
 """
 
 from __future__ import annotations
@@ -197,13 +199,14 @@ def _both(arguments: argparse.Namespace, home: Path) -> Iterator[tuple[Side, Sid
     """(ours, bare); deepinfer comes first, because it fetches the model."""
     dtype, python = arguments.dtype, arguments.python
     first = bare_vllm("second", home, dtype, python) if arguments.floor else deepinfer_vllm("ours", home, dtype)
-    with first as ours, bare_vllm("bare", home, dtype, python) as bare:
+    with first as ours, bare_vllm("bare", home, dtype, python, same_openmp=arguments.same_openmp) as bare:
         yield ours, bare
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.vllm", description="deepinfer beside a bare vLLM")
     parser.add_argument("--floor", action="store_true", help="a second bare vLLM in deepinfer's place: the noise")
+    parser.add_argument("--same-openmp", action="store_true", help="the bare vLLM computes with Intel's OpenMP too")
     parser.add_argument("--python", type=Path, help="the interpreter of the bare vLLM, if not the installed one")
     parser.add_argument("--dtype", default="float32", help="bfloat16 is far slower on a CPU without bf16 instructions")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="at least 2; fewer than usual are a first look")

@@ -49,9 +49,16 @@ def installed_vllm() -> Path:
     return found[-1]
 
 
+def _shims_openmp(python: Path) -> dict[str, str]:
+    """What deepinfer's shim sets for the processes that compute."""
+    return {"LD_PRELOAD": str(python.parent.parent / "lib" / "libiomp5.so"), "KMP_BLOCKTIME": "5"}
+
+
 @contextmanager
-def bare_vllm(name: str, home: Path, dtype: str, python: Path | None) -> Iterator[Side]:
+def bare_vllm(name: str, home: Path, dtype: str, python: Path | None, *, same_openmp: bool = False) -> Iterator[Side]:
     """vLLM's own OpenAI server: the API server's process counts, its EngineCore does not."""
+    python = python or installed_vllm()
+    environment = ON_CPU | (_shims_openmp(python) if same_openmp else {})
     flags = {
         "model": cache_dir() / "models" / "smollm2-135m-instruct",
         "served_model_name": MODEL,
@@ -59,7 +66,7 @@ def bare_vllm(name: str, home: Path, dtype: str, python: Path | None) -> Iterato
         "max_model_len": 2048,
         "enforce_eager": True,
     }
-    server = BareVllm(python or installed_vllm(), home / f"{name}.log", flags, ON_CPU)
+    server = BareVllm(python, home / f"{name}.log", flags, environment)
     try:
         _wait(name, server.is_ready, lambda: "starting")
         yield Side(name, server.port, (server.pid,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from deepinfer.engine_shim.engines.vllm import environment
 from deepinfer.engine_shim.engines.vllm.arguments import command_line, parsed
 from deepinfer.engine_shim.engines.vllm.imports import Vllm, called
 from deepinfer.engine_shim.engines.vllm.load_meter import LoadMeter
@@ -182,3 +184,23 @@ def test_every_step_is_work_done_even_one_without_tokens() -> None:
     meter.record(scheduler(1, 0.1), None, engine=0)
     meter.record(scheduler(1, 0.1), iteration([]), engine=1)
     assert meter.work_done == 2
+
+
+def prepared(monkeypatch: pytest.MonkeyPatch, library: Path, device: str, preloaded: str) -> tuple[str, str | None]:
+    """What a vLLM's processes would find as LD_PRELOAD and KMP_BLOCKTIME."""
+    monkeypatch.setattr(os, "environ", {"LD_PRELOAD": preloaded})
+    monkeypatch.setattr(environment, "_OPENMP", library)
+    environment.prepare(device)
+    return os.environ["LD_PRELOAD"], os.environ.get("KMP_BLOCKTIME")
+
+
+def test_on_a_cpu_intel_s_openmp_is_preloaded_where_it_is_and_the_user_chose_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    library = tmp_path / "libiomp5.so"
+    assert prepared(monkeypatch, library, "cpu", "") == ("", None)  # there is none, as on ARM
+    library.touch()
+    assert prepared(monkeypatch, library, "cpu", "") == (str(library), "5")
+    assert prepared(monkeypatch, library, "cpu", "/a/tcmalloc.so") == (f"{library}:/a/tcmalloc.so", "5")
+    assert prepared(monkeypatch, library, "cpu", "/a/libgomp.so.1") == ("/a/libgomp.so.1", None)
+    assert prepared(monkeypatch, library, "0,1", "") == ("", None)

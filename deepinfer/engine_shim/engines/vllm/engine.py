@@ -139,7 +139,7 @@ async def load_vllm(launch: EngineLaunch, progress: Progress) -> ServedEngine:
 
 def _load(launch: EngineLaunch) -> Loaded:
     """Blocking. AsyncLLM joins the event loop at its first use."""
-    environment.prepare()
+    environment.prepare(launch.device)
     vllm = imported()
     given = by_name(launch.engine_args)
     # Without a prefix cache there is nothing to tell of.

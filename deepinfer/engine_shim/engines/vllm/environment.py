@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 from typing import Final
 
 _DEFAULTS: Final = {  # the user's own values win
@@ -14,14 +16,28 @@ _DEFAULTS: Final = {  # the user's own values win
     # Forking this process, whose gRPC threads hold locks, would hang the child.
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
 }
+_OPENMP: Final = Path(sys.prefix) / "lib" / "libiomp5.so"
+"""Intel's OpenMP, which vLLM's wheel for x86 CPUs brings along and does not use unless it is told to."""
+_SPIN_MILLISECONDS: Final = "5"
+"""How long its threads wait in a loop for more work: what vLLM itself sets where it binds them to cores."""
 
 
-def prepare() -> None:
+def prepare(device: str) -> None:
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
+    if device == "cpu":
+        _prefer_openmp(_OPENMP)
 
 
 def settle() -> None:
     """It does not change any more. vLLM looks into it for every token until it is told so, as its core tells itself."""
     with suppress(AttributeError):  # before 0.12
         import_module("vllm.envs").enable_envs_cache()
+
+
+def _prefer_openmp(library: Path) -> None:
+    """For the processes that compute, which are started later: a tenth to a quarter more tokens than with GNU's."""
+    preloaded = os.environ.get("LD_PRELOAD", "")
+    if library.exists() and "omp" not in preloaded:
+        os.environ["LD_PRELOAD"] = f"{library}:{preloaded}".rstrip(":")
+        os.environ.setdefault("KMP_BLOCKTIME", _SPIN_MILLISECONDS)
