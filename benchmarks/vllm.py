@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -197,9 +197,12 @@ def last_line(by_streams: dict[int, list[Pair]], firsts: list[Pair]) -> str:
 @contextmanager
 def _both(arguments: argparse.Namespace, home: Path) -> Iterator[tuple[Side, Side]]:
     """(ours, bare); deepinfer comes first, because it fetches the model."""
-    dtype, python = arguments.dtype, arguments.python
-    first = bare_vllm("second", home, dtype, python) if arguments.floor else deepinfer_vllm("ours", home, dtype)
-    with first as ours, bare_vllm("bare", home, dtype, python, same_openmp=arguments.same_openmp) as bare:
+
+    def bare_side(name: str) -> AbstractContextManager[Side]:
+        return bare_vllm(name, home, arguments.dtype, arguments.python, same_openmp=arguments.same_openmp)
+
+    first = bare_side("second") if arguments.floor else deepinfer_vllm("ours", home, arguments.dtype)
+    with first as ours, bare_side("bare") as bare:
         yield ours, bare
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from deepinfer.engine_shim.engines.vllm.environment import OPENMP, SPIN_MILLISECONDS
 from deepinfer.fleet.places import cache_dir, engines_dir
 from tests.bare_vllm import ON_CPU, BareVllm
 from tests.fleet import Fleet
@@ -51,11 +52,11 @@ def installed_vllm() -> Path:
 
 def _shims_openmp(python: Path) -> dict[str, str]:
     """What deepinfer's shim sets for the processes that compute."""
-    return {"LD_PRELOAD": str(python.parent.parent / "lib" / "libiomp5.so"), "KMP_BLOCKTIME": "5"}
+    return {"LD_PRELOAD": str(python.parent.parent / OPENMP), "KMP_BLOCKTIME": SPIN_MILLISECONDS}
 
 
 @contextmanager
-def bare_vllm(name: str, home: Path, dtype: str, python: Path | None, *, same_openmp: bool = False) -> Iterator[Side]:
+def bare_vllm(name: str, home: Path, dtype: str, python: Path | None, *, same_openmp: bool) -> Iterator[Side]:
     """vLLM's own OpenAI server: the API server's process counts, its EngineCore does not."""
     python = python or installed_vllm()
     environment = ON_CPU | (_shims_openmp(python) if same_openmp else {})

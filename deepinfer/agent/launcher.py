@@ -34,8 +34,8 @@ _PLACEMENT_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,126}")
 
 # OpenMP's threads wait for each other by spinning. Where anything else runs on the cores, our own gateway included,
 # they spin against it: one busy neighbour on two cores cost 92 % of the tokens with the default and 30 % with this. On
-# an idle machine this costs a lone stream a tenth of its tokens. Read by libgomp when torch is loaded. vLLM keeps its
-# own way: its answers must come no later than without us.
+# an idle machine this costs a lone stream a tenth of its tokens. Read by libgomp when torch is loaded. vLLM has
+# its own way (its engine's environment.py): its answers must come no later than without us.
 _BRIEF_SPIN = {"GOMP_SPINCOUNT": "2000"}
 
 

@@ -189,7 +189,7 @@ def test_every_step_is_work_done_even_one_without_tokens() -> None:
 def prepared(monkeypatch: pytest.MonkeyPatch, library: Path, device: str, preloaded: str) -> tuple[str, str | None]:
     """What a vLLM's processes would find as LD_PRELOAD and KMP_BLOCKTIME."""
     monkeypatch.setattr(os, "environ", {"LD_PRELOAD": preloaded})
-    monkeypatch.setattr(environment, "_OPENMP", library)
+    monkeypatch.setattr(environment, "OPENMP", library)
     environment.prepare(device)
     return os.environ["LD_PRELOAD"], os.environ.get("KMP_BLOCKTIME")
 

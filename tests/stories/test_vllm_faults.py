@@ -63,10 +63,6 @@ def stopped_core(shim: psutil.Process) -> None:
     os.kill(of_engine(shim, "EngineCore").pid, signal.SIGSTOP)
 
 
-def lives(process: psutil.Process) -> bool:
-    return is_alive(process.pid)
-
-
 @pytest.mark.parametrize(
     ("fault", "words", "seconds"),
     [
@@ -91,7 +87,7 @@ def test_it_is_found_told_and_replaced(serving: Fleet, fault: Fault, words: tupl
     (told,) = eventually(lambda: [r for r in serving.replicas("smollm2") if "trying again" in r["message"]], 60)
     print(told["message"])
     assert told["phase"] == "restarting" and all(word in told["message"] for word in words), told
-    eventually(lambda: not [process.pid for process in old if lives(process)], 10)
+    eventually(lambda: not [process.pid for process in old if is_alive(process.pid)], 10)
     (after,) = serving.wait_ready("smollm2", LOADING_SECONDS)
     assert (after["pid"] != before["pid"], after["restarts"]) == (True, before["restarts"] + 1)
     assert not [segment for segment in segments if segment.exists()]

@@ -16,9 +16,9 @@ _DEFAULTS: Final = {  # the user's own values win
     # Forking this process, whose gRPC threads hold locks, would hang the child.
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
 }
-_OPENMP: Final = Path(sys.prefix) / "lib" / "libiomp5.so"
-"""Intel's OpenMP, which vLLM's wheel for x86 CPUs brings along and does not use unless it is told to."""
-_SPIN_MILLISECONDS: Final = "5"
+OPENMP: Final = Path("lib", "libiomp5.so")
+"""Intel's, in vLLM's environment: its wheel for x86 CPUs brings it along and does not use it unless it is told to."""
+SPIN_MILLISECONDS: Final = "5"
 """How long its threads wait in a loop for more work: what vLLM itself sets where it binds them to cores."""
 
 
@@ -26,7 +26,7 @@ def prepare(device: str) -> None:
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
     if device == "cpu":
-        _prefer_openmp(_OPENMP)
+        _prefer_openmp(sys.prefix / OPENMP)
 
 
 def settle() -> None:
@@ -40,4 +40,4 @@ def _prefer_openmp(library: Path) -> None:
     preloaded = os.environ.get("LD_PRELOAD", "")
     if library.exists() and "omp" not in preloaded:
         os.environ["LD_PRELOAD"] = f"{library}:{preloaded}".rstrip(":")
-        os.environ.setdefault("KMP_BLOCKTIME", _SPIN_MILLISECONDS)
+        os.environ.setdefault("KMP_BLOCKTIME", SPIN_MILLISECONDS)
