@@ -11,7 +11,8 @@ from multiprocessing.process import BaseProcess
 
 import psutil
 
-_REAPED_SECONDS = 1.0
+_REAPED_SECONDS = 2.0
+_LOOK_SECONDS = 0.01
 
 
 def core_processes() -> list[BaseProcess]:
@@ -30,8 +31,7 @@ async def first_end(processes: list[BaseProcess]) -> str:
     finally:
         for each in processes:
             loop.remove_reader(each.sentinel)
-    await asyncio.to_thread(process.join, _REAPED_SECONDS)  # its files are closed a moment before its status is there
-    return f"vLLM's {process.name} (process {process.pid}) {_how(process.exitcode)}"
+    return f"vLLM's {process.name} (process {process.pid}) {_how(await _exit_code(process))}"
 
 
 def family(processes: list[BaseProcess]) -> list[psutil.Process]:
@@ -60,6 +60,18 @@ def _summed(members: list[psutil.Process], figure: Callable[[psutil.Process], fl
         with suppress(psutil.NoSuchProcess):
             total += figure(member)
     return total
+
+
+async def _exit_code(process: BaseProcess) -> int | None:
+    """Its files are closed a moment before its status is there; and vLLM's monitor may reap it, in a thread of its own.
+
+    Then there is nothing left to wait for here, only to look until that thread has written the status down.
+    """
+    for _ in range(int(_REAPED_SECONDS / _LOOK_SECONDS)):
+        if process.exitcode is not None:
+            break
+        await asyncio.sleep(_LOOK_SECONDS)
+    return process.exitcode
 
 
 def _settle(ended: asyncio.Future[BaseProcess], process: BaseProcess) -> None:
