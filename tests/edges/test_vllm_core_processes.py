@@ -15,12 +15,15 @@ async def test_one_that_another_thread_reaps_is_told_with_its_signal() -> None:
     """vLLM's monitor holds the status for a moment before it writes it down; here the moment is a long one."""
     core = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,), name="EngineCore")
     core.start()
-    told = asyncio.create_task(first_end([core]))
     core.kill()
-    _, status = await asyncio.to_thread(os.waitpid, core.pid or 0, 0)
-    asyncio.get_running_loop().call_later(0.2, _write_down, core, status)
-    assert await told == f"vLLM's EngineCore (process {core.pid}) was killed by SIGKILL"
+    asyncio.get_running_loop().call_later(0.2, _write_down, core, _reaped(core))
+    assert await first_end([core]) == f"vLLM's EngineCore (process {core.pid}) was killed by SIGKILL"
 
 
-def _write_down(core: BaseProcess, status: int) -> None:
-    core._popen.returncode = os.waitstatus_to_exitcode(status)  # type: ignore[attr-defined]
+def _reaped(core: BaseProcess) -> int:
+    _, status = os.waitpid(core.pid or 0, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def _write_down(core: BaseProcess, exit_code: int) -> None:
+    core._popen.returncode = exit_code  # type: ignore[attr-defined]

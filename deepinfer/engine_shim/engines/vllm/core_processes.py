@@ -1,4 +1,4 @@
-"""vLLM's own processes: EngineCore and its workers. Seen to end at once, by their pidfds, whatever vLLM notices."""
+"""vLLM's own processes: EngineCore and its workers. Seen to end at once, by their sentinels, whatever vLLM notices."""
 
 from __future__ import annotations
 
@@ -67,10 +67,10 @@ async def _exit_code(process: BaseProcess) -> int | None:
 
     Then there is nothing left to wait for here, only to look until that thread has written the status down.
     """
-    for _ in range(int(_REAPED_SECONDS / _LOOK_SECONDS)):
-        if process.exitcode is not None:
-            break
-        await asyncio.sleep(_LOOK_SECONDS)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_REAPED_SECONDS):
+            while process.exitcode is None:  # noqa: ASYNC110  nothing tells
+                await asyncio.sleep(_LOOK_SECONDS)
     return process.exitcode
 
 
