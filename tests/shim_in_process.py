@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deepinfer.engine_shim.call_server import taking_calls
@@ -71,8 +71,8 @@ def _info() -> EngineInfo:
 
 
 @asynccontextmanager
-async def shim_over(app: AsgiApp) -> AsyncIterator[Shim]:
-    """Ready, as the first replica of "chat"."""
+async def shim_over(app: AsgiApp, http_endpoint: str = "") -> AsyncIterator[Shim]:
+    """Ready, as the first replica of "chat". With an `http_endpoint` it is the sidecar of a server there."""
     launch = EngineLaunch(
         placement="chat-aaaaa-0",
         epoch=1,
@@ -87,7 +87,8 @@ async def shim_over(app: AsgiApp) -> AsyncIterator[Shim]:
     async with taking_calls(shim.status, launch.host):
         shim.status.endpoint = add_loopback_port(server, launch.host)
         await server.start()
-        shim.status.ready(engine_over(app, KvContents(1), lambda: shim.names))
+        engine = engine_over(app, KvContents(1), lambda: shim.names)
+        shim.status.ready(replace(engine, http_endpoint=http_endpoint))
         try:
             yield shim
         finally:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from typing import Final, cast
+from typing import cast
 
 from deepinfer.engine_shim.answer import Answer
 from deepinfer.engine_shim.call_wire import BODY, FrameReader, NotUnderstood, answer_from_bytes, call_to_bytes, hello
+from deepinfer.engine_shim.connecting import connect
 from deepinfer.engine_shim.dead_peers import notice_dead_peer
 from deepinfer.engine_shim.frames import (
     FRAME_BYTES,
@@ -26,21 +27,11 @@ from deepinfer.engine_shim.frames import (
     cut,
 )
 from deepinfer.engine_shim.outbox import Outbox
-from deepinfer.fleet.errors import EngineFailed
-
-CONNECT_SECONDS: Final = 5.0
 
 
 async def connected(endpoint: str, key: bytes, target: str) -> CallStream:
     """A connection to the engine that told this endpoint and key. `EngineFailed` when nobody takes it."""
-    host, _, port = endpoint.rpartition(":")
-    loop = asyncio.get_running_loop()
-    try:
-        async with asyncio.timeout(CONNECT_SECONDS):
-            _, stream = await loop.create_connection(lambda: CallStream(key, target), host.strip("[]"), int(port))
-    except (OSError, ValueError) as error:
-        raise EngineFailed(f"The engine at {target} takes no calls at {endpoint}: {error}.") from error
-    return stream
+    return await connect(lambda: CallStream(key, target), endpoint, target)
 
 
 class CallStream(asyncio.Protocol):
@@ -59,6 +50,16 @@ class CallStream(asyncio.Protocol):
         notice_dead_peer(transport)
         self._outbox = Outbox(self._transport)
         self._outbox.put(hello(self._key))
+
+    @property
+    def usable(self) -> bool:
+        return not self.broken
+
+    async def call(self, call: EngineCall) -> Answer:
+        """The answer, once its head is there; `EngineFailed` when the engine fails before that."""
+        answer = self.open(call)
+        await answer.until_head()
+        return answer
 
     def open(self, call: EngineCall) -> Answer:
         """Send a request; its answer fills as the engine makes it."""
@@ -84,6 +85,14 @@ class CallStream(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.close(f"it closed the connection{f' ({exc})' if exc else ''}")
+
+    def watch_ended(self, failure: str) -> None:
+        """Whoever is not heard any more (it may hang) will not end its answers either."""
+        if failure:
+            self.close(failure)
+
+    def engine_failed(self, message: str) -> None:
+        """It tells every open answer itself."""
 
     def close(self, reason: str) -> None:
         """At once; every open answer fails for this reason."""

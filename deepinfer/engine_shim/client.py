@@ -1,8 +1,8 @@
 """An engine, seen from the agent or a gateway.
 
-All `call`s of a client share one connection (`call_stream.py`), all else is gRPC. A client belongs to the event loop it
-was made on. It connects when first used and again after a failure; what failed is never tried again here, because only
-the caller knows whether that is safe.
+All `call`s of a client go one way, which GetInfo tells (`upstream.py`), all else is gRPC. A client belongs to the event
+loop it was made on. It connects when first used and again after a failure; what failed is never tried again here,
+because only the caller knows whether that is safe.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ import grpc.aio
 
 from deepinfer.engine_shim import wire
 from deepinfer.engine_shim.answer import Answer
-from deepinfer.engine_shim.call_stream import CallStream, connected
+from deepinfer.engine_shim.call_stream import connected
 from deepinfer.engine_shim.frames import EngineCall
+from deepinfer.engine_shim.http_upstream import HttpUpstream
 from deepinfer.engine_shim.state_wire import EngineState, state_from_bytes, watch_to_bytes
+from deepinfer.engine_shim.upstream import Upstream
 from deepinfer.engine_shim.wire import METHODS, GenerateDelta, GenerateRequest, ShimInfo, ShimPhase
 from deepinfer.fleet.errors import EngineFailed, InvalidRequest
 
@@ -62,7 +64,7 @@ class EngineClient:
         self._watch = self._channel.unary_stream(METHODS["WatchState"], watch_to_bytes, state_from_bytes)
         self._drain = self._channel.unary_unary(METHODS["Drain"], wire.drain_to_bytes, wire.unfinished_from_bytes)
         self._generate = self._channel.unary_stream(METHODS["Generate"], wire.generate_to_bytes, wire.delta_from_bytes)
-        self._stream: CallStream | None = None
+        self._upstream: Upstream | None = None
         self._connecting = asyncio.Lock()
         self._closed = False
 
@@ -74,29 +76,30 @@ class EngineClient:
 
     async def call(self, call: EngineCall) -> Answer:
         """The answer, once its head is there; `EngineFailed` when the engine fails before that."""
-        stream = self._stream
-        if stream is None or stream.broken:
-            stream = await self._connected()
-        answer = stream.open(call)
-        await answer.until_head()
-        return answer
+        upstream = self._upstream
+        if upstream is None or not upstream.usable:
+            upstream = await self._connected()
+        return await upstream.call(call)
 
     async def watch(self, *, kv: bool = False) -> AsyncIterator[EngineState]:
         """A snapshot, then changes, until the connection breaks (`EngineFailed`) or the shim ends (it ends).
 
         With `kv` also of what its KV cache holds, which costs both sides work for every block.
         """
-        states = self._watch(kv)
+        states, failure = self._watch(kv), ""
         try:
             with self._failures():
                 async for state in states:
+                    if state.phase is ShimPhase.FAILED and self._upstream is not None:
+                        self._upstream.engine_failed(state.message)
                     yield state
         except EngineFailed as error:
-            # Whoever is not heard any more (it may hang) will not end its answers either.
-            self._close_stream(str(error))
+            failure = str(error)
             raise
         finally:
             states.cancel()
+            if self._upstream is not None:
+                self._upstream.watch_ended(failure)
 
     async def drain(self, timeout_seconds: float) -> int:
         """The engine takes nothing new from now on; the answer is how many requests were unfinished at the timeout."""
@@ -116,25 +119,32 @@ class EngineClient:
 
     async def close(self) -> None:
         self._closed = True
-        self._close_stream("this side closed the connection")
+        if self._upstream is not None:
+            self._upstream.close("this side closed the connection")
         await self._channel.close(None)
 
-    async def _connected(self) -> CallStream:
+    async def _connected(self) -> Upstream:
         async with self._connecting:
             if self._closed:
                 raise EngineFailed(f"The connection to the engine at {self.target} is closed.")
-            if self._stream is None or self._stream.broken:
+            if self._upstream is None or not self._upstream.usable:
                 info = await self.info()
                 if self._only is not None and (info.placement, info.epoch) != self._only:
                     raise EngineFailed(f"At {self.target} answers {info.placement} epoch {info.epoch} now.")
-                self._stream = await connected(info.call_endpoint, info.call_key, self.target)
+                self._upstream = await self._upstream_to(info)
                 if self._closed:  # meanwhile
-                    self._close_stream("this side closed the connection")
-            return self._stream
+                    self._upstream.close("this side closed the connection")
+            return self._upstream
 
-    def _close_stream(self, reason: str) -> None:
-        if self._stream is not None:
-            self._stream.close(reason)
+    async def _upstream_to(self, info: ShimInfo) -> Upstream:
+        if not info.http_endpoint:
+            return await connected(info.call_endpoint, info.call_key, self.target)
+        current = self._upstream
+        if isinstance(current, HttpUpstream):
+            if current.is_still(info.http_endpoint):
+                return current
+            current.close(f"its server is at {info.http_endpoint} now")
+        return HttpUpstream(info.http_endpoint, self.target, info.call_key)
 
     @contextmanager
     def _failures(self) -> Iterator[None]:

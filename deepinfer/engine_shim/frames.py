@@ -16,6 +16,10 @@ WINDOW_BYTES: Final = 1 << 20
 """How much of an answer's body may be on its way. Its reader grants more as it reads; one piece may pass the window."""
 
 Headers = tuple[tuple[bytes, bytes], ...]
+HOP_BY_HOP: Final = frozenset(
+    (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"expect")
+)
+"""Headers that are about one HTTP connection, so no part of a call or an answer that goes further."""
 
 
 @dataclass(frozen=True, slots=True)

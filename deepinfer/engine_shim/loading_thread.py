@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 _T = TypeVar("_T")
@@ -16,12 +17,13 @@ async def in_thread(work: Callable[[], _T]) -> _T:
     done: asyncio.Future[_T] = loop.create_future()
 
     def run() -> None:
+        result, failure = None, None
         try:
             result = work()
         except BaseException as error:
-            loop.call_soon_threadsafe(_settle, done, error, None)
-        else:
-            loop.call_soon_threadsafe(_settle, done, None, result)
+            failure = error
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(_settle, done, failure, result)
 
     threading.Thread(target=run, name="loading", daemon=True).start()
     return await done

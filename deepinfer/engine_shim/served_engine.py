@@ -31,3 +31,7 @@ class ServedEngine:
     close: Callable[[], Awaitable[None]]
     names: Callable[[], tuple[str, ...]] | None = None  # adapters, served besides the launch's names; may change
     cpu_seconds: Callable[[], float] | None = None  # used so far by the processes that compute, if they are its own
+    http_key: bytes = b""  # what its calls must carry, as a bearer token
+    http_endpoint: str = ""  # host:port where it takes calls itself, past the shim; then `app` is for nobody
+    listen: Callable[[Callable[[], None]], None] | None = None  # has it called when load or names change by themselves
+    idle: Callable[[], Awaitable[None]] | None = None  # returns when none runs of the calls that come past the shim

@@ -71,8 +71,8 @@ class EngineServer:
         self._status.drain()
         with suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, timeout_seconds)):
-                await self._status.in_flight.none()
-        return self._status.in_flight.count
+                await self._status.idle()
+        return self._status.unfinished()
 
     @contextmanager
     def _failing(self) -> Iterator[None]:

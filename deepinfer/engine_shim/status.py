@@ -43,7 +43,11 @@ class ShimStatus:
             call_endpoint=self.call_endpoint,
             call_key=self.call_key,
         )
-        return known if self.engine is None else _with_engine(known, self.engine.info())
+        if self.engine is None:
+            return known
+        if self.engine.http_endpoint:
+            known = replace(known, http_endpoint=self.engine.http_endpoint, call_key=self.engine.http_key)
+        return _with_engine(known, self.engine.info())
 
     def names(self) -> tuple[str, ...]:
         """What a request's "model" may say: the launch's names, then those the engine serves besides now."""
@@ -53,11 +57,24 @@ class ShimStatus:
     def load(self) -> EngineLoad:
         return EngineLoad() if self.engine is None else self.engine.load()
 
+    def unfinished(self) -> int:
+        """How many requests run, by whatever way they came."""
+        past = self.load() if self.engine is not None and self.engine.idle is not None else EngineLoad()
+        return max(self.in_flight.count, past.running + past.waiting)
+
+    async def idle(self) -> None:
+        """Returns when nothing is unfinished."""
+        await self.in_flight.none()
+        if self.engine is not None and self.engine.idle is not None:
+            await self.engine.idle()
+
     def progress(self, message: str) -> None:
         self._become(ShimPhase.STARTING, message)
 
     def ready(self, engine: ServedEngine) -> None:
         self.engine = engine
+        if engine.listen is not None:
+            engine.listen(self.touch)
         self._become(ShimPhase.READY, "")
 
     def drain(self) -> None:

@@ -48,8 +48,9 @@ class ShimInfo:
     kv_blocks: int = 0
     dtype: str = ""
     memory_bytes: int = 0
-    call_endpoint: str = ""  # host:port, where it takes calls (call_wire.py); `call_key` opens it
-    call_key: bytes = field(default=b"", repr=False)
+    call_endpoint: str = ""  # host:port, where it takes calls (call_wire.py)
+    call_key: bytes = field(default=b"", repr=False)  # opens either; over HTTP as a bearer token
+    http_endpoint: str = ""  # host:port of an HTTP server that takes the calls instead; "": there is none
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,15 @@ FAILURE_LINE = "engine failed: "
 """How the last line begins that a shim prints when its engine failed; the reason follows."""
 
 
+class ContainerServer(Resource):
+    """An OpenAI server in a container of this node, seen from the node."""
+
+    endpoint: str  # host:port of its HTTP/1.1 server
+    api_key: str = Field(default="", repr=False)  # what its requests must carry, as a bearer token; "": nothing
+    kv_events: Path | None = None  # folder of its KV events' unix sockets; None: it tells none
+    pid: int | None = None  # of its first process, as this node counts; None: its CPU time and memory are not looked at
+
+
 class EngineLaunch(Resource):
     """Everything a shim needs to start its engine."""
 
@@ -37,3 +46,4 @@ class EngineLaunch(Resource):
     log: Path | None = None  # what this process and its children print; loading progress is read from it
     socket: Path  # a unix socket the agent talks to; known before the process exists, so adoption needs no record
     host: str = "127.0.0.1"  # the gateway's side; the port is chosen by the kernel and told by GetInfo
+    container: ContainerServer | None = None  # then the shim computes nothing and speaks for this one

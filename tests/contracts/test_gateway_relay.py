@@ -97,7 +97,8 @@ async def test_sixteen_streams_at_once_are_shared_by_both_replicas(gateway: Runn
 async def test_a_hang_up_frees_the_engine(gateway: RunningGateway, sims: list[SimProcess]) -> None:
     body: dict[str, Any] = {"model": "chat", "messages": HELLO, "max_tokens": 4000, "stream": True}
     async with gateway.http.stream("POST", "/v1/chat/completions", json=body) as answer:
-        await anext(answer.aiter_lines())
+        lines = answer.aiter_lines()  # kept: a forgotten one closes the answer whenever it is collected
+        await anext(lines)
         (busy,) = (c.endpoint for c in gateway.replicas.candidates("chat") if c.in_flight)
         (sim,) = (sim for sim in sims if sim.endpoint == busy)
         await sim.state(running=1)

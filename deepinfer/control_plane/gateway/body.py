@@ -17,13 +17,10 @@ import msgspec
 from deepinfer.control_plane.gateway.asgi import Headers, Receive, Scope
 from deepinfer.control_plane.gateway.multipart import is_form, model_in_form
 from deepinfer.control_plane.openai_errors import BodyTooLarge
-from deepinfer.engine_shim.frames import EngineCall
+from deepinfer.engine_shim.frames import HOP_BY_HOP, EngineCall
 from deepinfer.fleet.errors import InvalidRequest
 
 BODY_LIMIT = 16 << 20
-HOP_BY_HOP = frozenset(
-    (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"expect")
-)
 # What proves who the client is to this gateway is nobody else's business.
 CREDENTIALS = frozenset((b"authorization", b"proxy-authorization", b"cookie", b"api-key", b"x-api-key"))
 NOT_PASSED_ON = HOP_BY_HOP | CREDENTIALS | {b"host", b"content-type", b"content-length", b"x-request-id"}

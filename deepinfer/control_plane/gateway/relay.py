@@ -13,7 +13,7 @@ import logging
 from dataclasses import dataclass
 
 from deepinfer.control_plane.gateway.asgi import Receive, Scope, Send
-from deepinfer.control_plane.gateway.body import HOP_BY_HOP, ClientGone, ModelRequest, read_request, request_id
+from deepinfer.control_plane.gateway.body import ClientGone, ModelRequest, read_request, request_id
 from deepinfer.control_plane.gateway.client_stream import ClientStream
 from deepinfer.control_plane.gateway.error_reply import error_event, error_reply
 from deepinfer.control_plane.gateway.event_errors import EventErrors
@@ -25,7 +25,7 @@ from deepinfer.control_plane.router.candidate import Candidate, RoutedRequest
 from deepinfer.control_plane.router.choose import choose
 from deepinfer.control_plane.router.replicas import Replicas
 from deepinfer.engine_shim.client import Answer, EngineClient
-from deepinfer.engine_shim.frames import EngineCall
+from deepinfer.engine_shim.frames import HOP_BY_HOP, EngineCall
 from deepinfer.fleet.errors import DeepinferError, EngineFailed
 
 log = logging.getLogger(__name__)
