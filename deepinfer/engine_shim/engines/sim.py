@@ -19,6 +19,7 @@ from deepinfer.engine_shim.engine_args import SimArgs
 from deepinfer.engine_shim.engines.sim_blocks import BlockCache, chained_blocks
 from deepinfer.engine_shim.engines.sim_core import SimCore
 from deepinfer.engine_shim.engines.sim_script import Script
+from deepinfer.engine_shim.engines.sim_totals import SimTotals
 from deepinfer.engine_shim.kv_contents import KvContents, KvGroup
 from deepinfer.engine_shim.text.tokenizer import Tokenizer
 from deepinfer.engine_shim.token_engine import (
@@ -49,6 +50,7 @@ class _Sequence:
     blocks: list[int] = field(default_factory=list)  # hashes held
     reserved: int = 0
     over: bool = False
+    since: float = 0.0  # its admission, then its latest token
 
     def computed(self) -> int:
         return len(self.request.token_ids) - self.uncomputed + max(0, self.made - 1)
@@ -96,6 +98,7 @@ class SimEngine:
         self.kv.describe(KvGroup(0, args.block_size))
         self._args = args
         self._core = core
+        self.totals = SimTotals()
         self._work_done = 0
         self._script = Script.of(tokenizer)
         self._vocabulary = tokenizer.vocab_size
@@ -191,6 +194,7 @@ class SimEngine:
         sequence.blocks, sequence.reserved = hashes[:held], needed
         sequence.cached = held * size
         sequence.uncomputed = len(prompt) - sequence.cached
+        sequence.since = asyncio.get_running_loop().time()
         return True
 
     def _chosen(self) -> tuple[tuple[_Sequence, ...], tuple[tuple[_Sequence, int], ...]]:
@@ -223,10 +227,17 @@ class SimEngine:
             sequence.made += 1
         self._store(sequence)
         if not sequence.uncomputed:
+            self._count(sequence, asyncio.get_running_loop().time())
             delta = self._delta(sequence)
             sequence.deltas.put_nowait(delta)
             if delta.finish_reason is not None:
                 self._end(sequence)
+
+    def _count(self, sequence: _Sequence, now: float) -> None:
+        if sequence.made == 1:
+            self.totals.prompt(len(sequence.request.token_ids), sequence.cached, now - sequence.since)
+        self.totals.token(None if sequence.made == 1 else now - sequence.since)
+        sequence.since = now
 
     def _store(self, sequence: _Sequence) -> None:
         """Blocks that this step filled."""

@@ -12,8 +12,8 @@ from deepinfer.engine_shim.served_engine import Send
 Headers = tuple[tuple[bytes, bytes], ...]
 
 
-async def send_json(send: Send, value: Any) -> None:
-    await send_body(send, 200, msgspec.json.encode(value))
+async def send_json(send: Send, value: Any, status: int = 200) -> None:
+    await send_body(send, status, msgspec.json.encode(value))
 
 
 async def send_error(send: Send, error: Exception, headers: Headers = ()) -> None:
