@@ -11,7 +11,6 @@ from deepinfer.engine_shim.engine_args import layer_shard_args, sim_args
 from deepinfer.engine_shim.loading_thread import in_thread
 from deepinfer.engine_shim.openai_app.app import openai_app
 from deepinfer.engine_shim.served_engine import ServedEngine
-from deepinfer.engine_shim.text.byte_tokenizer import ByteTokenizer
 from deepinfer.engine_shim.text.model_tokenizer import ModelTokenizer
 from deepinfer.engine_shim.text.tokenizer import Tokenizer
 from deepinfer.engine_shim.text_generation import TextGenerator
@@ -26,6 +25,10 @@ Progress = Callable[[str], None]
 
 async def loaded(launch: EngineLaunch, progress: Progress) -> ServedEngine:
     """Raises `EngineWillNotStart` or `InvalidRequest` when trying again will not help."""
+    if launch.container is not None:
+        from deepinfer.engine_shim.engines.container.engine import load_container
+
+        return await load_container(launch, launch.container, progress)
     match launch.engine:
         case EngineKind.SIM:
             return await _sim(launch, progress)
@@ -36,19 +39,12 @@ async def loaded(launch: EngineLaunch, progress: Progress) -> ServedEngine:
 
 
 async def _sim(launch: EngineLaunch, progress: Progress) -> ServedEngine:
-    from deepinfer.engine_shim.engines.sim import SimEngine
-    from deepinfer.engine_shim.engines.sim_core import SimCore
+    from deepinfer.engine_shim.engines.sim_start import started
 
     args = sim_args(launch.engine_args)
     progress("simulating the loading of a model")
-    await asyncio.sleep(args.load_seconds)
-    tokenizer: Tokenizer = ByteTokenizer()
-    if launch.model_path is not None:
-        tokenizer = await in_thread(lambda: ModelTokenizer(_folder(launch)))
-    core = None
-    if args.core_process or args.memory_bytes or launch.device_locks:
-        core = await SimCore.started(args.memory_bytes, launch.device_locks)
-    engine = SimEngine(launch.served_names[0], tokenizer, args, launch.max_model_len, core)
+    name, locks = launch.served_names[0], launch.device_locks
+    engine, tokenizer = await started(name, launch.model_path, args, launch.max_model_len, locks)
     return _served(engine, tokenizer, launch)
 
 
