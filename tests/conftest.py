@@ -1,4 +1,4 @@
-"""A real etcd and a real vLLM for every test that asks. Without one, tests that need it are errors, never skipped."""
+"""A real etcd, vLLM and Docker engine for every test that asks. Where one cannot be had, it errs and never skips."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 from deepinfer.engine_environments.environment import Environment
 from deepinfer.fleet.store import EtcdStore
+from tests.docker_engine import DockerEngine
 from tests.etcd_process import EtcdProcess
 from tests.vllm_environment import vllm_environment
 
@@ -27,6 +28,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def vllm_engine() -> Environment:
     """An installed vLLM for the CPU, where every worker that the tests start finds it."""
     return vllm_environment()
+
+
+@pytest.fixture(scope="session")
+def docker_engine() -> Iterator[DockerEngine]:
+    """One Docker engine for the whole run. A test that kills or pauses one makes its own."""
+    with DockerEngine() as engine:
+        yield engine
 
 
 @pytest.fixture(scope="session", autouse=True)
