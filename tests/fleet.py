@@ -40,9 +40,10 @@ def eventually(look: Callable[[], T], seconds: float = 20.0) -> T:
 class Fleet:
     """Started and killed by hand; `close` checks that nothing is left."""
 
-    def __init__(self, home: Path, worker: str = "", engines: Path | None = None) -> None:
+    def __init__(self, home: Path, worker: str = "", engines: Path | None = None, docker: str | None = None) -> None:
         """`worker`: lines of the configuration's [worker] table. `engines`: where its workers look for installed
-        engines; the user's own folder if it is not given."""
+        engines; the user's own folder if it is not given. `docker`: where its workers look for Docker; nowhere if it is
+        not given."""
         self.home = home
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -53,6 +54,7 @@ class Fleet:
         self.openai = OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=120)
         engines = engines or places.engines_dir()
         self._environment = {**os.environ, "XDG_DATA_HOME": str(home), "DEEPINFER_ENGINES_DIR": str(engines)}
+        self._environment["DOCKER_HOST"] = docker or f"unix://{home}/no-docker.sock"
         self.serve: subprocess.Popen[bytes] | None = None
         self.workers: dict[str, subprocess.Popen[bytes]] = {}
 

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import psutil
 
-from deepinfer.agent.engine_process import engine_processes
+from deepinfer.agent.native.engine_process import engine_processes
 from deepinfer.fleet import keys
 from deepinfer.fleet.resources import Phase, Placement, ReplicaStatus
 from deepinfer.fleet.snapshot import Snapshot, snapshot_of

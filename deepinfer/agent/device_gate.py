@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deepinfer.agent.engine_process import Mark
+from deepinfer.agent.launching import Mark
 
 FORGOTTEN_AFTER_SECONDS = 30.0
 _MOST = 0.5

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
 import psutil
 
 from deepinfer.agent.device_gate import Holder
-from deepinfer.agent.engine_process import mark_of
+from deepinfer.agent.launching import Mark
 from deepinfer.agent.simulated_devices import DeviceLocks
 from deepinfer.fleet.nvidia import with_nvml
 
 _CUDA = "cuda:"
 
+Owner = Callable[[psutil.Process], Mark | None]
+"""Which of this agent's engines a process belongs to."""
 
-def holders_of(devices: Sequence[str], locks: DeviceLocks, instance: str) -> list[Holder]:
-    """`instance`: whose marks are ours. Nobody holds the cpu."""
+
+def holders_of(devices: Sequence[str], locks: DeviceLocks, owner: Owner) -> list[Holder]:
+    """Nobody holds the cpu."""
     gpus = [device for device in devices if device.startswith(_CUDA)]
     found: list[tuple[str, int, float]] = []
     if gpus:
@@ -26,7 +29,7 @@ def holders_of(devices: Sequence[str], locks: DeviceLocks, instance: str) -> lis
         pid = locks.holder(device) if device.startswith("sim:") else None
         if pid is not None:
             found.append((device, pid, 1.0))
-    return [_holder(device, pid, share, instance) for device, pid, share in found]
+    return [_holder(device, pid, share, owner) for device, pid, share in found]
 
 
 def _on_gpus(nvml: Any, devices: Sequence[str]) -> Iterator[tuple[str, int, float]]:
@@ -37,10 +40,9 @@ def _on_gpus(nvml: Any, devices: Sequence[str]) -> Iterator[tuple[str, int, floa
             yield device, process.pid, (process.usedGpuMemory or 0) / total  # None where it may not be told
 
 
-def _holder(device: str, pid: int, share: float, instance: str) -> Holder:
+def _holder(device: str, pid: int, share: float, owner: Owner) -> Holder:
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         if process.status() != psutil.STATUS_ZOMBIE:
-            mark = mark_of(process)
-            return Holder(device, pid, process.name(), share, mark if mark and mark.instance == instance else None)
+            return Holder(device, pid, process.name(), share, owner(process))
     return Holder(device, pid, "", share)

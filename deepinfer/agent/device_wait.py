@@ -6,40 +6,45 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection
 
+import psutil
+
 from deepinfer.agent.device_gate import EndThese, Free, Wait, next_step
 from deepinfer.agent.device_holders import holders_of
-from deepinfer.agent.engine_process import Mark
-from deepinfer.agent.launcher import NativeLauncher
+from deepinfer.agent.launching import Launcher, Mark
+from deepinfer.agent.simulated_devices import devices_below
+from deepinfer.agent.workshop import Workshop
 
 _LOOK_AGAIN_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
 
 
-async def until_devices_are_free(
-    devices: Collection[str],
-    launcher: NativeLauncher,
-    in_charge: Callable[[], frozenset[Mark]],
-    tell: Callable[[Wait], None],
-) -> None:
+async def until_devices_are_free(devices: Collection[str], workshop: Workshop, tell: Callable[[Wait], None]) -> None:
     """Left-overs of ours are ended on the way; what is not ours may make this wait for ever."""
     exclusive = [device for device in devices if device != "cpu"]
+    launchers = tuple(workshop.launchers.values())
+    locks = devices_below(workshop.engines.parent)
+
+    def owner(process: psutil.Process) -> Mark | None:
+        return next(filter(None, (launcher.owner(process) for launcher in launchers)), None)
+
     loop = asyncio.get_running_loop()
     began = loop.time()
     while exclusive:
-        holders = await asyncio.to_thread(holders_of, exclusive, launcher.locks, launcher.instance)
-        match next_step(holders, in_charge(), loop.time() - began):
+        holders = await asyncio.to_thread(holders_of, exclusive, locks, owner)
+        match next_step(holders, workshop.in_charge(), loop.time() - began):
             case Free():
                 return
             case EndThese(marks):
-                await _end(launcher, marks)
+                await _end(launchers, marks)
             case Wait() as wait:
                 tell(wait)
                 await asyncio.sleep(_LOOK_AGAIN_SECONDS)  # no event tells that a device is free
 
 
-async def _end(launcher: NativeLauncher, marks: Collection[Mark]) -> None:
-    for process in launcher.running():
-        if process.mark in marks:
-            log.warning("ending %s (process %d): no replica's, and it holds a device", process.mark, process.pid)
-            await process.kill()
+async def _end(launchers: Collection[Launcher], marks: Collection[Mark]) -> None:
+    for launcher in launchers:
+        for engine in await launcher.running():
+            if engine.mark in marks:
+                log.warning("ending %s (process %d): no replica's, and it holds a device", engine.mark, engine.pid)
+                await engine.kill()

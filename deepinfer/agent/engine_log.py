@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from deepinfer.agent.root_cause import last_error, root_cause, told_failure
 
@@ -22,6 +25,13 @@ def start_new_log(folder: Path) -> int:
     if current.exists():
         current.replace(log_path(folder, previous=True))
     return os.open(current, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+
+@contextmanager
+def appended_log(folder: Path) -> Iterator[BinaryIO]:
+    """The log of this run, for one more that writes into it."""
+    with log_path(folder).open("ab") as log:
+        yield log
 
 
 def offset_of_last_lines(path: Path, lines: int) -> int:

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from deepinfer.agent.engine_process import Mark
+from deepinfer.agent.launching import Mark
 from deepinfer.engine_shim.client import EngineClient
 from deepinfer.engine_shim.wire import ShimInfo, ShimPhase
 from deepinfer.fleet.errors import DeepinferError, EngineFailed

@@ -16,8 +16,8 @@ from typing import Any
 import grpc
 from grpc import aio
 
+from deepinfer.agent.engine_folders import is_placement_id
 from deepinfer.agent.engine_log import log_path, offset_of_last_lines
-from deepinfer.agent.launcher import is_placement_id
 from deepinfer.protos import agent_service as pb
 
 _CHUNK_BYTES = 64 * 1024

@@ -1,7 +1,7 @@
 """The worker: the agent of one node. Its parts, and how it ends.
 
 SIGTERM leaves the engines running; the next start adopts them. Ctrl-C (SIGINT) stops them first; a second one does not
-wait for their running requests.
+wait for their running requests, a third one not for them.
 """
 
 from __future__ import annotations
@@ -12,17 +12,24 @@ import logging
 import os
 import signal
 from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from docker.errors import APIError
 from pydantic import TypeAdapter, ValidationError
 
-from deepinfer.agent.engine_choice import EnginesHere
+from deepinfer.agent.containers.daemon import Daemon
+from deepinfer.agent.containers.failures import RuntimeUnreachable
+from deepinfer.agent.containers.launcher import ContainerLauncher
+from deepinfer.agent.containers.sidecar import Sidecars
 from deepinfer.agent.inventory import devices_of_this_node
-from deepinfer.agent.launcher import NativeLauncher
+from deepinfer.agent.launching import Launcher
 from deepinfer.agent.logs_service import serving_logs
 from deepinfer.agent.models import Models
+from deepinfer.agent.native.engine_choice import EnginesHere
+from deepinfer.agent.native.launcher import NativeLauncher
 from deepinfer.agent.node_agent import NodeAgent
 from deepinfer.agent.node_record import NodeRecord
 from deepinfer.agent.registration import stay_registered
@@ -35,7 +42,7 @@ from deepinfer.fleet.convergence import keep_converging
 from deepinfer.fleet.entry import run_process
 from deepinfer.fleet.errors import StoreUnavailable
 from deepinfer.fleet.oom_score import spare_this_process
-from deepinfer.fleet.resources import Name, Node
+from deepinfer.fleet.resources import Backend, Name, Node
 from deepinfer.fleet.store import EtcdStore
 
 _STORE_AGAIN_SECONDS = 1.0
@@ -49,6 +56,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.asked = asyncio.Event()
         self.hurry = asyncio.Event()
+        self.leave = asyncio.Event()  # also what cannot be ended
         self.engines_too = False
 
     def install(self) -> None:
@@ -57,6 +65,8 @@ class StopRequest:
         loop.add_signal_handler(signal.SIGINT, self._interrupted)
 
     def _interrupted(self) -> None:
+        if self.hurry.is_set():
+            self.leave.set()
         if self.engines_too:
             self.hurry.set()
         self.engines_too = True
@@ -69,26 +79,61 @@ async def run(name: str, config: Config) -> None:
     stop.install()
     spare_this_process()
     with opened_state(config.worker.state_dir / name) as state:
-        launcher = NativeLauncher(
-            state.instance,
-            state.engines,
-            places.runtime_dir(),
-            os.environ,
-            stall_seconds=config.worker.stall_seconds,
-        )
-        models = Models(places.cache_dir() / "models", os.environ)
         devices = (*devices_of_this_node(os.environ), *simulated_devices(config.worker.simulated_devices))
         engines = EnginesHere(places.engines_dir(), devices)
-        agent = NodeAgent(name, config.worker, launcher, models.files, engines.environment_for)
-        async with serving_logs(state.engines) as logs_endpoint, asyncio.TaskGroup() as lives:
-            record = NodeRecord(_node(name, state, logs_endpoint, engines), engines.engines)
+        daemon = Daemon(os.environ, state.instance)
+        native, containers = _launchers(state, config, engines, daemon)
+        launchers: dict[Backend, Launcher] = {Backend.NATIVE: native, Backend.DOCKER: containers}
+        models = Models(places.cache_dir() / "models", os.environ)
+        agent = NodeAgent(name, config.worker, state.engines, launchers, models.files)
+        async with serving_logs(state.engines) as logs_endpoint, daemon.followed(), asyncio.TaskGroup() as lives:
+            record = NodeRecord(_node(name, state, logs_endpoint, engines), engines.engines, daemon)
             try:
-                await agent.adopt(lives)
+                await agent.adopt(native, lives)
+                await daemon.heard_of()
+                adopting = lives.create_task(_adopt_containers(daemon, agent, containers, lives))
+                if not daemon.trouble:  # else later; a replica that starts meanwhile finds its container itself
+                    await asyncio.wait({adopting})
                 await _run_until(stop.asked, _look_after_node(record, agent, config, lives))
+                adopting.cancel()
                 if stop.engines_too:
                     await _stop_engines(agent, config, stop)
             finally:
                 await agent.let_go()
+
+
+def _launchers(
+    state: StateFolder, config: Config, engines: EnginesHere, daemon: Daemon
+) -> tuple[NativeLauncher, ContainerLauncher]:
+    sockets, stall_seconds = places.runtime_dir(), config.worker.stall_seconds
+    native = NativeLauncher(
+        state.instance,
+        state.engines,
+        sockets,
+        os.environ,
+        stall_seconds=stall_seconds,
+        environment_for=engines.environment_for,
+    )
+    containers = ContainerLauncher(
+        daemon,
+        Sidecars(state.instance, sockets, os.environ),
+        state.engines,
+        os.environ,
+        mountable=config.worker.container_mounts,
+        stall_seconds=stall_seconds,
+    )
+    return native, containers
+
+
+async def _adopt_containers(
+    daemon: Daemon, agent: NodeAgent, containers: ContainerLauncher, lives: asyncio.TaskGroup
+) -> None:
+    """Once: what runs later is known."""
+    while True:
+        await daemon.reachable()
+        with suppress(RuntimeUnreachable, APIError):
+            await agent.adopt(containers, lives)
+            return
 
 
 async def _run_until(asked: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
@@ -102,6 +147,7 @@ async def _look_after_node(record: NodeRecord, agent: NodeAgent, config: Config,
     """Never returns."""
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(record.follow_engines())
+        tasks.create_task(record.follow_containers())
         tasks.create_task(_stay_in_the_fleet(record, agent, config, lives))
 
 
@@ -133,7 +179,13 @@ async def _follow_the_fleet(
 
 async def _stop_engines(agent: NodeAgent, config: Config, stop: StopRequest) -> None:
     print("stopping this node's engines first; press Ctrl-C again not to wait for their running requests", flush=True)
-    await agent.stop_all(lambda placement_id: print(f"stopping {placement_id}", flush=True), stop.hurry)
+    work = agent.stop_all(lambda placement_id: print(f"stopping {placement_id}", flush=True), stop.hurry)
+    stopping, leaving = asyncio.create_task(work), asyncio.create_task(stop.leave.wait())
+    await asyncio.wait({stopping, leaving}, return_when=asyncio.FIRST_COMPLETED)
+    leaving.cancel()
+    if not stopping.done():  # such as a container of a Docker that hangs
+        stopping.cancel()
+        print("leaving what has not ended; the next worker of this name looks after it", flush=True)
     try:
         async with EtcdStore.connect(config.etcd.addresses) as store:
             await agent.report(store)

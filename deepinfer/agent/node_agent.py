@@ -11,16 +11,17 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from deepinfer.agent.engine_process import Mark
-from deepinfer.agent.launcher import NativeLauncher, is_placement_id
+from deepinfer.agent.engine_folders import is_placement_id
+from deepinfer.agent.launching import Launcher, Mark
 from deepinfer.agent.plan import Forget, Situation, Start, Stop, Wait, Wanted, plan
 from deepinfer.agent.replica import Replica
-from deepinfer.agent.workshop import EnvironmentFor, ModelFiles, Workshop
+from deepinfer.agent.workshop import ModelFiles, Workshop
 from deepinfer.fleet import keys
 from deepinfer.fleet.config import WorkerConfig
 from deepinfer.fleet.errors import StoreFull, StoreUnavailable
-from deepinfer.fleet.resources import ReplicaStatus
+from deepinfer.fleet.resources import Backend, ReplicaStatus
 from deepinfer.fleet.snapshot import Snapshot, snapshot_of
 from deepinfer.fleet.store import EtcdStore
 
@@ -46,31 +47,33 @@ class NodeAgent:
         self,
         node: str,
         config: WorkerConfig,
-        launcher: NativeLauncher,
+        engines: Path,
+        launchers: Mapping[Backend, Launcher],
         model_files: ModelFiles,
-        environment_for: EnvironmentFor,
     ) -> None:
         self.changed = asyncio.Event()
         self._node = node
-        self._launcher = launcher
-        self._workshop = Workshop(node, config, launcher, model_files, environment_for, self._in_charge, self._told)
+        self._workshop = Workshop(node, config, engines, launchers, model_files, self._in_charge, self._told)
         self._replicas: dict[str, Replica] = {}
         self._known: Known | None = None
         self._store_lost = False
         self._alarm: asyncio.TimerHandle | None = None
 
-    async def adopt(self, tasks: asyncio.TaskGroup) -> None:
+    async def adopt(self, launcher: Launcher, tasks: asyncio.TaskGroup) -> None:
         """Take over what an earlier agent left: whole engines are kept, remains of broken ones are ended."""
-        newest_first = sorted(self._launcher.running(), key=lambda process: -process.mark.epoch)
-        for process in newest_first:
-            placement_id = process.mark.placement
-            if process.has_shim and placement_id not in self._replicas:
-                log.info("adopted %s (epoch %d), process %d", placement_id, process.mark.epoch, process.pid)
+        newest_first = sorted(await launcher.running(), key=lambda engine: -engine.mark.epoch)
+        for engine in newest_first:
+            placement_id = engine.mark.placement
+            known = self._replicas.get(placement_id)
+            if known is not None and known.mark is None:
+                continue  # it is about to start; then it finds this one
+            if engine.is_whole and known is None:
+                log.info("adopted %s (epoch %d), process %d", placement_id, engine.mark.epoch, engine.pid)
                 self._replicas[placement_id] = Replica(placement_id, self._workshop)
-                self._replicas[placement_id].adopt(process, tasks)
+                self._replicas[placement_id].adopt(engine, tasks)
             else:
-                log.warning("ending what an earlier run left of %s (process %d)", process.mark, process.pid)
-                await process.kill()
+                log.warning("ending what an earlier run left of %s (process %d)", engine.mark, engine.pid)
+                await engine.kill()
 
     async def converge(self, store: EtcdStore, tasks: asyncio.TaskGroup) -> None:
         """One pass. Without the store it acts on the last reading, and looks again soon."""
@@ -157,7 +160,7 @@ class NodeAgent:
     def _forget(self, placement_id: str) -> None:
         self._replicas.pop(placement_id, None)
         if is_placement_id(placement_id):
-            shutil.rmtree(self._launcher.folder(placement_id), ignore_errors=True)
+            shutil.rmtree(self._workshop.folder(placement_id), ignore_errors=True)
 
     async def _report(self, store: EtcdStore, known: Known, forgotten: set[str]) -> None:
         statuses = {r.id: r.status.to_json() for r in self._replicas.values() if r.status is not None}

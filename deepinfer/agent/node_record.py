@@ -10,9 +10,11 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 from watchfiles import awatch
 
+from deepinfer.agent.containers.daemon import Daemon
 from deepinfer.engine_environments.installed import installed_engines
 from deepinfer.fleet.resources import Node
 
@@ -25,10 +27,11 @@ log = logging.getLogger(__name__)
 class NodeRecord:
     """The node as it is now; `changed` is set when it becomes another."""
 
-    def __init__(self, node: Node, engines: Path) -> None:
-        self.node = node
+    def __init__(self, node: Node, engines: Path, daemon: Daemon) -> None:
+        self.node = node.model_copy(update={"containers": daemon.state})
         self.changed = asyncio.Event()
         self._engines = engines
+        self._daemon = daemon
 
     async def follow_engines(self) -> None:
         """Never returns."""
@@ -37,8 +40,19 @@ class NodeRecord:
             if installed != self.node.engines:
                 names = ", ".join(f"{engine.kind} {engine.version}" for engine in installed)
                 log.info("this node's engines are now: %s", names)
-                self.node = self.node.model_copy(update={"engines": installed})
-                self.changed.set()
+                self._become({"engines": installed})
+
+    async def follow_containers(self) -> None:
+        """Never returns."""
+        while True:
+            changed = self._daemon.changed
+            if self._daemon.state != self.node.containers:
+                self._become({"containers": self._daemon.state})
+            await changed.wait()
+
+    def _become(self, changes: dict[str, Any]) -> None:
+        self.node = self.node.model_copy(update=changes)
+        self.changed.set()
 
 
 async def _looks(folder: Path) -> AsyncIterator[None]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 from dataclasses import dataclass
 
+from deepinfer.agent.launching import Exit
+
 CRASH_LOOP = 3
 """Failures in a row from which on it is called a loop."""
 
@@ -13,25 +15,30 @@ CRASH_LOOP = 3
 class End:
     """What is known of one end."""
 
-    exit_status: int | None = None  # only a parent learns it; negative: the signal
+    seen: Exit
     blame: str | None = None  # why the agent itself ended it
     told: str | None = None  # what the shim said its engine failed of
-    out_of_memory: str | None = None  # what the kernel's counters say
+
+    @property
+    def is_explained(self) -> bool:
+        """More is known than that it ended."""
+        return bool(self.told or self.blame or self.seen.reason or (self.seen.status or 0) < 0)
 
 
 def how_it_ended(end: End) -> str:
     """A sentence without its full stop."""
-    if end.out_of_memory and not end.blame:
-        return f"The engine failed, {end.out_of_memory}"
+    status = end.seen.status
+    if end.seen.reason and (end.seen.is_sure or not end.blame):
+        return end.seen.reason
     if end.told:
         return f"The engine failed: {end.told}"
     if end.blame:
         return end.blame
-    if end.exit_status is None:
+    if status is None:
         return "The engine's process ended"
-    if end.exit_status < 0:
-        return f"The engine was killed by {signal.Signals(-end.exit_status).name}"
-    return f"The engine exited with status {end.exit_status}"
+    if status < 0:
+        return f"The engine was killed by {signal.Signals(-status).name}"
+    return f"The engine exited with status {status}"
 
 
 def crashed(reason: str, failures_in_a_row: int, wait_seconds: float) -> str:

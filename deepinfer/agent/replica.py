@@ -17,9 +17,8 @@ from typing import Any
 from deepinfer.agent.device_wait import until_devices_are_free
 from deepinfer.agent.draining import drained
 from deepinfer.agent.engine_log import error_told, failure_told, last_useful_line
-from deepinfer.agent.engine_process import EngineProcess, Mark
 from deepinfer.agent.engine_watch import NoAnswer, NotThisEngine, Sight, sights
-from deepinfer.agent.memory_cgroup import MemoryCgroup
+from deepinfer.agent.launching import Exit, LaunchedEngine, Mark
 from deepinfer.agent.obituary import End, crashed, how_it_ended, with_log
 from deepinfer.agent.plan import Seen, Stage
 from deepinfer.agent.restarts import Restarts
@@ -27,7 +26,7 @@ from deepinfer.agent.workshop import Workshop
 from deepinfer.engine_shim.client import EngineClient
 from deepinfer.fleet.errors import DeepinferError, EngineWillNotStart
 from deepinfer.fleet.launch import EX_CONFIG
-from deepinfer.fleet.resources import Backend, Phase, Placement, ReplicaStatus
+from deepinfer.fleet.resources import Phase, Placement, ReplicaStatus
 
 _FAILED_LINGERS_SECONDS = 5.0
 _ADOPTED_STARTS_SECONDS = 30.0
@@ -48,8 +47,7 @@ class Replica:
         self._started_before = last_status is not None and (last_status.pid is not None or last_status.restarts > 0)
         self._inherits = False
         self._life: asyncio.Task[None] | None = None
-        self._process: EngineProcess | None = None
-        self._cgroup: MemoryCgroup | None = None
+        self._engine: LaunchedEngine | None = None
         self._ending = asyncio.Event()
         self._hurry = asyncio.Event()
         self._ready = asyncio.Event()
@@ -63,7 +61,7 @@ class Replica:
     @property
     def mark(self) -> Mark | None:
         """Of the engine it looks after now."""
-        return self._process.mark if self._process and self._stage in (Stage.RUNNING, Stage.ENDING) else None
+        return self._engine.mark if self._engine and self._stage in (Stage.RUNNING, Stage.ENDING) else None
 
     def start(self, placement: Placement, tasks: asyncio.TaskGroup) -> None:
         """Begin a life with this placement."""
@@ -74,12 +72,12 @@ class Replica:
         self._publish(phase=Phase.PREPARING, message="", endpoint=None, pid=None, memory_bytes=None)
         self._live_with(placement, tasks)
 
-    def adopt(self, process: EngineProcess, tasks: asyncio.TaskGroup) -> None:
+    def adopt(self, engine: LaunchedEngine, tasks: asyncio.TaskGroup) -> None:
         """Go on with a life that an earlier agent began."""
-        self._epoch = process.mark.epoch
+        self._epoch = engine.mark.epoch
         self._inherits = self._started_before = True
         self._begin(Stage.RUNNING)
-        self._live_with(process, tasks)
+        self._live_with(engine, tasks)
 
     def remember(self, status: ReplicaStatus | None) -> None:
         """What the agent that an engine was adopted from had counted; heard of once the store can be read."""
@@ -115,152 +113,147 @@ class Replica:
         self._ending, self._ready, self._hurry = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._ready_since = self._blame = None
 
-    def _live_with(self, origin: Placement | EngineProcess, tasks: asyncio.TaskGroup) -> None:
-        self._process = origin if isinstance(origin, EngineProcess) else None
+    def _live_with(self, origin: Placement | LaunchedEngine, tasks: asyncio.TaskGroup) -> None:
+        self._engine = None if isinstance(origin, Placement) else origin
         self._life = tasks.create_task(self._live(origin), name=f"replica {self.id}")
         self._life.add_done_callback(self._given_up)
 
     def _given_up(self, life: asyncio.Task[None]) -> None:
         """A cancelled preparation leaves nothing; a running engine outlives its agent."""
-        if life.cancelled() and self._process is None:
+        if life.cancelled() and self._engine is None:
             self._gone()
 
-    async def _live(self, origin: Placement | EngineProcess) -> None:
+    async def _live(self, origin: Placement | LaunchedEngine) -> None:
         try:
-            process = self._process = origin if isinstance(origin, EngineProcess) else await self._started(origin)
-            self._conclude(await self._run_to_its_end(process))
+            engine = self._engine = await self._started(origin) if isinstance(origin, Placement) else origin
+            self._conclude(await self._run_to_its_end(engine))
         except EngineWillNotStart as error:
             self._fail(Stage.REFUSED, str(error))
-        except (DeepinferError, OSError) as error:
+        except DeepinferError as error:
+            self._fail(Stage.CRASHED, str(error), patience=error.patience_seconds)
+        except OSError as error:
             self._fail(Stage.CRASHED, str(error))
         except Exception as error:
             log.exception("the life of %s ended in a fault of this program", self.id)
-            if self._process is not None:
-                await self._process.kill()
+            if self._engine is not None:
+                await self._engine.kill()
             self._fail(Stage.CRASHED, f"The worker itself failed ({error!r}); its log has more.")
 
-    async def _started(self, placement: Placement) -> EngineProcess:
-        spec = placement.spec
-        if spec.backend is not Backend.NATIVE:
-            raise EngineWillNotStart(f'backend "{spec.backend}" is not built yet; use "backend": "native".')
-        environment = self._workshop.environment_for(placement)
-        model = await self._workshop.model_files(spec, lambda text: self._publish(message=text))
+    async def _started(self, placement: Placement) -> LaunchedEngine:
+        start = await self._workshop.launchers[placement.spec.backend].prepared(placement, self._tell)
+        model = await self._workshop.model_files(placement.spec, self._tell)
         await until_devices_are_free(
-            placement.devices,
-            self._workshop.launcher,
-            self._workshop.in_charge,
-            lambda wait: self._publish(
-                phase=Phase.FAILED if wait.needs_help else Phase.PREPARING, message=wait.message
-            ),
+            placement.devices, self._workshop, lambda wait: self._tell(wait.message, needs_help=wait.needs_help)
         )
         if self._started_before:
             self._restarts = self._restarts.after_start()
-        process = self._workshop.launcher.start(placement, model, environment)
+        engine = await start(model)
         self._stage, self._started_before = Stage.RUNNING, True
-        log.info("started %s (epoch %d) as process %d", self.id, self._epoch, process.pid)
-        self._publish(phase=Phase.STARTING, message="", pid=process.pid)
-        return process
+        log.info("started %s (epoch %d) as process %d", self.id, self._epoch, engine.pid)
+        self._publish(phase=Phase.STARTING, message="", pid=engine.pid)
+        return engine
 
-    async def _run_to_its_end(self, process: EngineProcess) -> int | None:
+    def _tell(self, message: str, *, needs_help: bool = False) -> None:
+        """What the preparation does, or waits for."""
+        self._publish(phase=Phase.FAILED if needs_help else Phase.PREPARING, message=message)
+
+    async def _run_to_its_end(self, engine: LaunchedEngine) -> Exit:
         """Returns when nothing of it is left."""
-        self._cgroup = self._workshop.out_of_memory.remember(process.pid)
-        async with _connected(process) as client, asyncio.TaskGroup() as tasks:
+        async with _connected(engine) as client, asyncio.TaskGroup() as tasks:
             companions = [
-                tasks.create_task(self._watch(client, process)),
-                tasks.create_task(self._end_when_asked(client, process)),
-                tasks.create_task(self._end_if_never_ready(process)),
+                tasks.create_task(self._watch(client, engine)),
+                tasks.create_task(self._end_when_asked(client, engine)),
+                tasks.create_task(self._end_if_never_ready(engine)),
             ]
-            exit_status = await process.ended()
-            if self._stage is Stage.RUNNING and exit_status != EX_CONFIG:
-                self._broke(how_it_ended(self._end(exit_status)))
-            await process.kill()  # whatever the shim left behind
+            seen = await engine.ended()
+            if self._stage is Stage.RUNNING and seen.status != EX_CONFIG:
+                self._broke(how_it_ended(self._end(seen)))
+            await engine.kill()  # whatever the shim left behind
             for companion in companions:
                 companion.cancel()
-        return exit_status
+        return seen
 
-    async def _watch(self, client: EngineClient, process: EngineProcess) -> None:
+    async def _watch(self, client: EngineClient, engine: LaunchedEngine) -> None:
         try:
-            async with aclosing(sights(client, process.mark)) as seen:
+            async with aclosing(sights(client, engine.mark)) as seen:
                 async for sight in seen:
-                    self._take_in(sight, process)
+                    self._take_in(sight, engine)
                     if sight.phase is Phase.FAILED:
                         await asyncio.sleep(_FAILED_LINGERS_SECONDS)  # a failed shim exits by itself
-                        await self._kill_for(process, f"The engine failed: {sight.message or 'it did not exit'}")
+                        await self._kill_for(engine, f"The engine failed: {sight.message or 'it did not exit'}")
         except (NoAnswer, NotThisEngine) as error:
-            await self._kill_for(process, str(error))
+            await self._kill_for(engine, str(error))
 
-    def _take_in(self, sight: Sight, process: EngineProcess) -> None:
+    def _take_in(self, sight: Sight, engine: LaunchedEngine) -> None:
         if sight.phase is Phase.READY:
             self._ready.set()
-            self._cgroup = self._workshop.out_of_memory.remember(process.pid) or self._cgroup
-            process.note_members()
+            engine.note_members()
             self._ready_since = self._ready_since or asyncio.get_running_loop().time()
         phase = Phase.DRAINING if self._stage is Stage.ENDING else sight.phase
         self._publish(
             phase=phase,
             message=sight.message,
             endpoint=sight.endpoint if phase in (Phase.READY, Phase.DRAINING) else None,
-            pid=process.pid,
+            pid=engine.pid,
             memory_bytes=sight.memory_bytes,
         )
 
-    async def _end_when_asked(self, client: EngineClient, process: EngineProcess) -> None:
+    async def _end_when_asked(self, client: EngineClient, engine: LaunchedEngine) -> None:
         await self._ending.wait()
         self._publish(phase=Phase.DRAINING, message="finishing its running requests")
         if self._ready.is_set():
             await drained(client, self._workshop.config.drain_seconds, self._hurry)
-        await process.terminate()
+        await engine.terminate()
 
-    async def _end_if_never_ready(self, process: EngineProcess) -> None:
+    async def _end_if_never_ready(self, engine: LaunchedEngine) -> None:
         limit = self._workshop.config.start_timeout_seconds
         allowed = limit
-        if process.child is None:
-            allowed = max(limit - (time.time() - process.created), _ADOPTED_STARTS_SECONDS)
+        if engine.is_adopted:
+            allowed = max(limit - (time.time() - engine.created), _ADOPTED_STARTS_SECONDS)
         try:
             async with asyncio.timeout(allowed):
                 await self._ready.wait()
         except TimeoutError:
             stage = f"; it had come to: {self.status.message}" if self.status and self.status.message else ""
-            await self._kill_for(process, f"It was not ready after {limit:g} s{stage}")
+            await self._kill_for(engine, f"It was not ready after {limit:g} s{stage}")
 
-    async def _kill_for(self, process: EngineProcess, reason: str) -> None:
+    async def _kill_for(self, engine: LaunchedEngine, reason: str) -> None:
         """At once: what hangs does not obey, and has nothing left to save."""
         self._blame = reason
         log.warning("ending %s: %s", self.id, reason)
         self._broke(reason)
-        await process.kill()
+        await engine.kill()
 
     def _broke(self, message: str) -> None:
         """Told before the end is verified: nobody shall be sent there any more."""
         self._publish(phase=Phase.RESTARTING if self._ready_since else Phase.FAILED, message=message, endpoint=None)
 
-    def _conclude(self, exit_status: int | None) -> None:
+    def _conclude(self, seen: Exit) -> None:
         if self._stage is Stage.ENDING:
             self._gone()
-        elif exit_status == EX_CONFIG:
+        elif seen.status == EX_CONFIG:
             self._fail(Stage.REFUSED, "The engine refused its spec", self._log_line())
         else:
-            end = self._end(exit_status)
-            known = end.told or end.blame or end.out_of_memory or (exit_status or 0) < 0
-            line = error_told(self._workshop.launcher.folder(self.id)) if known else self._log_line()
+            end = self._end(seen)
+            line = error_told(self._workshop.folder(self.id)) if end.is_explained else self._log_line()
             self._fail(Stage.CRASHED, how_it_ended(end), line)
 
-    def _end(self, exit_status: int | None) -> End:
-        told = failure_told(self._workshop.launcher.folder(self.id))
-        return End(exit_status, self._blame, told, self._workshop.out_of_memory.reason(self._cgroup))
+    def _end(self, seen: Exit) -> End:
+        return End(seen, self._blame, failure_told(self._workshop.folder(self.id)))
 
     def _log_line(self) -> str:
-        return last_useful_line(self._workshop.launcher.folder(self.id)) or "it printed nothing"
+        return last_useful_line(self._workshop.folder(self.id)) or "it printed nothing"
 
     def _gone(self) -> None:
         log.info("%s is gone", self.id)
         self._stage = Stage.ABSENT
         self._publish(phase=Phase.STOPPED, message="", endpoint=None, pid=None, memory_bytes=None)
 
-    def _fail(self, stage: Stage, reason: str, log_line: str | None = None) -> None:
+    def _fail(self, stage: Stage, reason: str, log_line: str | None = None, *, patience: float = 0.0) -> None:
         """`log_line`: what its log tells most with; None when there is no log to look into."""
         now = asyncio.get_running_loop().time()
-        self._restarts = self._restarts.after_failure(now, now - self._ready_since if self._ready_since else 0.0)
+        ready_seconds = now - self._ready_since if self._ready_since else 0.0
+        self._restarts = self._restarts.after_failure(now, ready_seconds, patience)
         self._stage = stage
         text = reason
         if stage is Stage.CRASHED:
@@ -283,8 +276,8 @@ class Replica:
 
 
 @asynccontextmanager
-async def _connected(process: EngineProcess) -> AsyncIterator[EngineClient]:
-    client = EngineClient(f"unix:{process.socket}")
+async def _connected(engine: LaunchedEngine) -> AsyncIterator[EngineClient]:
+    client = EngineClient(f"unix:{engine.socket}")
     try:
         yield client
     finally:

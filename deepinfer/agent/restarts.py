@@ -17,12 +17,12 @@ class Restarts:
     in_a_row: int = 0  # failures without ten good minutes between them
     not_before: float = 0.0
 
-    def after_failure(self, now: float, ready_seconds: float) -> Restarts:
-        """`ready_seconds`: how long it had been ready when it failed."""
+    def after_failure(self, now: float, ready_seconds: float, at_least: float = 0.0) -> Restarts:
+        """`ready_seconds`: how long it had been ready when it failed. `at_least`: seconds to wait, whatever it was."""
         earlier = 0 if ready_seconds >= FORGIVEN_AFTER_SECONDS else self.in_a_row
         doublings = min(earlier, 16)  # 2**1000 is no float
         backoff = min(FIRST_BACKOFF_SECONDS * 2**doublings, LONGEST_BACKOFF_SECONDS)
-        return replace(self, in_a_row=earlier + 1, not_before=now + backoff)
+        return replace(self, in_a_row=earlier + 1, not_before=now + max(backoff, at_least))
 
     def after_start(self) -> Restarts:
         """Another process of the same epoch."""

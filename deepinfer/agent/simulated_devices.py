@@ -41,6 +41,11 @@ class DeviceLocks:
         return _locker(file) if file.exists() else None
 
 
+def devices_below(node: Path) -> DeviceLocks:
+    """Of the node that keeps its state there."""
+    return DeviceLocks(node / "devices")
+
+
 def _locker(file: Path) -> int | None:
     found = file.stat()
     number = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"

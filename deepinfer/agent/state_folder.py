@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from deepinfer.agent.engine_process import mark_of
+from deepinfer.agent.native.engine_process import mark_of
 from deepinfer.fleet.durable_file import write_durably
 from deepinfer.fleet.errors import DeepinferError
 
@@ -72,5 +72,5 @@ def _instance_of_running_engines(engines: Path) -> str | None:
         with suppress(psutil.Error, OSError):
             mark = mark_of(process)
             if mark is not None and Path(process.cwd()).parent == engines.resolve():
-                return mark.instance
+                return mark.instance[:16]  # a container's sidecar has it with a suffix
     return None

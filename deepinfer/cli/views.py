@@ -58,7 +58,7 @@ def replicas_of(deployment: View) -> list[View]:
 
 DEPLOYMENT_COLUMNS = ("NAME", "MODEL", "ENGINE", "READY", "PHASE", "MESSAGE")
 REPLICA_COLUMNS = ("ID", "DEPLOYMENT", "NODE", "DEVICES", "PHASE", "RESTARTS", "MEMORY", "ENDPOINT", "MESSAGE")
-NODE_COLUMNS = ("NAME", "ALIVE", "DEVICES", "ENGINES", "REPLICAS", "VERSION")
+NODE_COLUMNS = ("NAME", "ALIVE", "DEVICES", "ENGINES", "CONTAINERS", "REPLICAS", "VERSION")
 
 
 def deployment_row(view: View) -> list[str]:
@@ -81,6 +81,7 @@ def node_row(view: View) -> list[str]:
         alive,
         devices or "-",
         ", ".join(map(_engine, view["engines"])) or "-",
+        _containers(view["containers"]),
         str(len(view["replicas"])),
         view["version"],
     ]
@@ -89,6 +90,13 @@ def node_row(view: View) -> list[str]:
 def _engine(view: View) -> str:
     """deepinfer's own have its version, which the table shows anyway."""
     return view["kind"] if view["accelerator"] == "any" else f"{view['kind']} {view['version']} {view['accelerator']}"
+
+
+def _containers(view: View | None) -> str:
+    """What hinders goes before what warns."""
+    if view is None:
+        return "-"
+    return "; ".join(filter(None, [view["trouble"] or view["version"], view["warning"]]))
 
 
 def size(count: int | None) -> str:

@@ -43,6 +43,7 @@ class WorkerConfig(Resource):
     start_timeout_seconds: float = Field(default=600, gt=0)
     drain_seconds: float = Field(default=30, ge=0)
     stall_seconds: float = Field(default=10, ge=0)  # without a token while requests wait for one; 0: never a stall
+    container_mounts: tuple[Path, ...] = ()  # folders of this node that deployments may mount into containers
     simulated_devices: int = Field(default=0, ge=0, le=1024)  # "sim:0" and so on, for the engine sim
 
 

@@ -27,6 +27,9 @@ import inspect
 class DeepinferError(Exception):
     """Something went wrong in deepinfer."""
 
+    patience_seconds = 0.0
+    """What failed so is not tried again sooner."""
+
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or inspect.cleandoc(type(self).__doc__ or ""))
 

@@ -28,9 +28,13 @@ def named_devices(spec: DeploymentSpec) -> tuple[str, ...]:
     """Their ids, in the order given; none for "auto" and "cpu"."""
     if spec.device in ("auto", "cpu"):
         return ()
-    if spec.device.startswith("sim:"):
-        return tuple(spec.device.split(","))
-    return tuple(f"cuda:{int(part.removeprefix('cuda:'))}" for part in spec.device.split(","))
+    return tuple(map(_id, spec.device.split(",")))
+
+
+def _id(text: str) -> str:
+    """A bare number means a CUDA device."""
+    kind, _, number = text.rpartition(":")
+    return f"{kind or 'cuda'}:{int(number)}"
 
 
 def contradiction(spec: DeploymentSpec) -> str | None:
@@ -38,6 +42,8 @@ def contradiction(spec: DeploymentSpec) -> str | None:
     named = named_devices(spec)
     if len(set(named)) < len(named):
         return f'device "{spec.device}" names a device twice'
+    if len({device.partition(":")[0] for device in named}) > 1:
+        return f'device "{spec.device}" names devices of several kinds'
     if not named or (spec.tensor_parallel_size is None and len(named) % _spread_by_arguments(spec) == 0):
         return None
     needed = devices_needed(spec)

@@ -14,7 +14,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 NAME = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$"
 Name = Annotated[str, StringConstraints(pattern=NAME)]
-DEVICES = r"^(auto|cpu|(cuda:)?\d+(,(cuda:)?\d+)*|sim:\d+(,sim:\d+)*)$"
+DEVICES = r"^(auto|cpu|([a-z]{2,8}:)?\d+(,([a-z]{2,8}:)?\d+)*)$"
+IMAGE = (
+    r"^[a-z0-9][A-Za-z0-9._-]*(:\d{1,5})?(/[A-Za-z0-9._-]+)*"
+    r"(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(@sha256:[0-9a-f]{64})?$"
+)
+SIZE = r"^[1-9]\d{0,11}[bkmg]?$"
 EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
 _SECRET = re.compile(r"(TOKEN(?!IZERS)|SECRET|PASSW|CREDENTIAL|API_?KEY|PRIVATE_?KEY)", re.IGNORECASE)
 
@@ -60,6 +65,52 @@ class Backend(StrEnum):
     DOCKER = "docker"
 
 
+class Pull(StrEnum):
+    """When an image is fetched."""
+
+    MISSING = "missing"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
+class DockerOptions(Resource):
+    """How the container is made, where "backend" is docker. Sizes as Docker writes them: "512m", "8g"."""
+
+    network: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")] = "host"
+    pull: Pull = Pull.MISSING
+    entrypoint: tuple[str, ...] | None = None  # None: the image's own, or `vllm serve` where it has none
+    ipc: Annotated[str, StringConstraints(pattern=r"^(private|host)$")] = "private"
+    shm_size: Annotated[str, StringConstraints(pattern=SIZE)] = "8g"  # of its workers; unused if ipc is host
+    memory: Annotated[str, StringConstraints(pattern=SIZE)] | None = None  # what it may use at most, swap included
+    cpus: float | None = Field(default=None, gt=0, le=4096, allow_inf_nan=False)
+    ulimits: dict[Annotated[str, StringConstraints(pattern=r"^[a-z]{2,16}$")], int] = Field(default_factory=dict)
+    mounts: tuple[str, ...] = ()  # "/on/the/node:/in/the/container", read-only unless ":rw" follows
+    user: Annotated[str, StringConstraints(pattern=r"^[a-z0-9_][a-z0-9_-]*(:[a-z0-9_][a-z0-9_-]*)?$")] | None = None
+    kv_events: bool = True  # False for an image that has none
+
+    @field_validator("network")
+    @classmethod
+    def _has_a_port(cls, network: str) -> str:
+        if network == "none":
+            raise ValueError("network none leaves the gateway no way to the engine; use host or bridge")
+        return network
+
+    @field_validator("mounts")
+    @classmethod
+    def _absolute(cls, mounts: tuple[str, ...]) -> tuple[str, ...]:
+        for text in mounts:
+            source, _, rest = text.partition(":")
+            target, _, mode = rest.partition(":")
+            if mode not in ("", "ro", "rw") or not (is_plain_path(source) and is_plain_path(target)):
+                raise ValueError(f"{text!r} must be /on/the/node:/in/the/container, with :ro or :rw at most")
+        return mounts
+
+
+def is_plain_path(path: str) -> bool:
+    """Absolute, and it means what it says."""
+    return path.startswith("/") and path != "/" and "\0" not in path and ".." not in path.split("/")
+
+
 class Intent(StrEnum):
     """What a placement should do (desired)."""
 
@@ -86,7 +137,8 @@ class DeploymentSpec(Resource):
     engine: EngineKind = EngineKind.VLLM
     engine_version: Version | None = None  # None: the newest installed one that fits
     backend: Backend = Backend.NATIVE
-    docker_image: str | None = None
+    docker_image: Annotated[str, StringConstraints(max_length=512, pattern=IMAGE)] | None = None
+    docker: DockerOptions | None = None
     model_path: str | None = None
     device: Annotated[str, StringConstraints(pattern=DEVICES)] = "auto"
     tensor_parallel_size: int | None = Field(default=None, ge=1, le=1024)
@@ -101,7 +153,7 @@ class DeploymentSpec(Resource):
     @field_validator("model_path")
     @classmethod
     def _absolute(cls, path: str | None) -> str | None:
-        if path is not None and (not path.startswith("/") or "\0" in path or ".." in path.split("/")):
+        if path is not None and not is_plain_path(path):
             raise ValueError("must be an absolute path on the node, without '..'")
         return path
 
@@ -121,8 +173,9 @@ class DeploymentSpec(Resource):
 
     @model_validator(mode="after")
     def _image_needs_docker(self) -> DeploymentSpec:
-        if self.docker_image is not None and self.backend is not Backend.DOCKER:
-            raise ValueError('docker_image needs "backend": "docker"')
+        for field, value in (("docker_image", self.docker_image), ("docker", self.docker)):
+            if value is not None and self.backend is not Backend.DOCKER:
+                raise ValueError(f'{field} needs "backend": "docker"')
         return self
 
 
@@ -157,6 +210,14 @@ class InstalledEngine(Resource):
     accelerator: str  # the kind of device it was built for: "cpu", "cuda", or "any"
 
 
+class ContainerRuntime(Resource):
+    """What runs containers on a node: Docker, or what speaks like it."""
+
+    version: str = ""  # "" until it has answered
+    trouble: str = ""  # why it is of no use now
+    warning: str = ""  # what its set-up will cost one day
+
+
 class Node(Resource):
     """One machine's agent and what it offers. Its key lives under the agent's lease."""
 
@@ -165,6 +226,7 @@ class Node(Resource):
     agent_endpoint: str  # host:port of its gRPC service (logs)
     devices: tuple[Device, ...]
     engines: tuple[InstalledEngine, ...]  # that can be started here
+    containers: ContainerRuntime | None = None
     version: str
 
 

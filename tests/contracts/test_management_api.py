@@ -92,7 +92,7 @@ async def test_a_body_is_json_whatever_its_content_type(api: httpx.AsyncClient, 
         (b'{"model": NaN}', 400, "not valid JSON"),
         (b'{"model": "m", "engine_args": ' + b"[" * 30_000, 400, "not valid JSON"),
         (b'{"model": "m", "engine": "sim", "replica": 1}', 400, "did you mean replicas?"),
-        (b'{"model": "m", "backend": "docker"}', 501, 'backend "docker" is not built yet'),
+        (b'{"model": "m", "backend": "docker"}', 400, 'backend "docker" needs docker_image'),
         (b" " * 70_000, 413, "larger than"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What any launcher must do, with real processes: an obedient engine, and one that does all it can to stay."""
+"""What only native engines have: sessions, strays, environments. What any launcher must do is in test_launchers.py."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from deepinfer.agent.engine_log import last_useful_line, log_path
-from deepinfer.agent.engine_process import EngineProcess, engine_processes
-from deepinfer.agent.launcher import NativeLauncher
+from deepinfer.agent.engine_log import log_path
+from deepinfer.agent.native.engine_process import EngineProcess
+from deepinfer.agent.native.launcher import NativeLauncher
 from deepinfer.engine_environments.environment import Environment
 from deepinfer.fleet.launch import EngineLaunch
 from tests.alive import is_alive
@@ -32,7 +32,6 @@ for away in (False, True):
 print("up", flush=True)
 time.sleep(600)
 """
-FAILS = "import sys; print('Traceback'); print('ValueError: no such layer'); print('bye'); sys.exit(7)"
 
 
 @pytest.fixture
@@ -50,46 +49,16 @@ def printed(process: EngineProcess) -> str:
     return log_path(process.folder).read_text()
 
 
-async def test_a_second_start_of_the_same_placement_adopts_the_first(launcher: NativeLauncher) -> None:
-    launcher = with_shim(launcher, SLEEPS)
-    first = launcher.start(placement(), None)
-    assert launcher.start(placement(), None) == first
-    assert launcher.running() == [first]
-    await first.kill()
-    assert launcher.running() == []
-
-
-async def test_an_engine_of_another_agent_is_not_seen(launcher: NativeLauncher, tmp_path: Path) -> None:
-    ours = with_shim(launcher, SLEEPS)
-    other = replace(ours, instance="0" * 16, engines=tmp_path / "other")
-    process = other.start(placement(), None)
-    assert ours.running() == []
-    await process.kill()
-
-
 async def test_an_adopted_engine_is_the_same_process_in_its_own_session(launcher: NativeLauncher) -> None:
     launcher = with_shim(launcher, SLEEPS)
     first = launcher.start(placement(), None)
-    (adopted,) = launcher.running()
+    (adopted,) = await launcher.running()
     assert (adopted.pid, adopted.created, adopted.socket) == (first.pid, first.created, first.socket)
-    assert adopted.child is None and adopted.has_shim
+    assert adopted.child is None and adopted.is_whole
     assert os.getsid(first.pid) == first.pid
     os.kill(first.pid, signal.SIGKILL)
-    assert await first.ended() == -signal.SIGKILL
-    assert await adopted.ended() is None  # only a parent learns it
-
-
-async def test_a_stop_ends_all_of_an_engine_that_ignores_sigterm(
-    launcher: NativeLauncher, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("deepinfer.agent.engine_process.KILL_AFTER_SECONDS", 0.3)
-    process = with_shim(launcher, STAYS).start(placement(), None)
-    eventually(lambda: printed(process).count("up") == 3)
-    assert len(process.members()) == 3
-    await process.terminate()
-    assert process.members() == []
-    assert engine_processes(launcher.instance) == {}
-    assert await process.ended() == -signal.SIGKILL
+    assert (await first.ended()).status == -signal.SIGKILL
+    assert (await adopted.ended()).status is None  # only a parent learns it
 
 
 async def test_what_a_dead_shim_left_behind_is_found_and_ended(launcher: NativeLauncher) -> None:
@@ -97,11 +66,11 @@ async def test_what_a_dead_shim_left_behind_is_found_and_ended(launcher: NativeL
     process = launcher.start(placement(), None)
     eventually(lambda: printed(process).count("up") == 3)
     os.kill(process.pid, signal.SIGKILL)
-    assert await process.ended() == -signal.SIGKILL
-    (remains,) = launcher.running()
+    assert (await process.ended()).status == -signal.SIGKILL
+    (remains,) = await launcher.running()
     assert remains.pid != process.pid
     await remains.kill()
-    assert launcher.running() == []
+    assert await launcher.running() == []
 
 
 async def test_a_process_that_lost_its_mark_and_its_shim_is_ended_too(launcher: NativeLauncher) -> None:
@@ -120,17 +89,6 @@ async def test_a_process_that_lost_its_mark_and_its_shim_is_ended_too(launcher: 
     assert [member.pid for member in process.members()] == [child.pid]
     await process.kill()
     assert not is_alive(child.pid)
-
-
-async def test_the_exit_status_and_the_log_of_a_failure_are_kept(launcher: NativeLauncher) -> None:
-    process = with_shim(launcher, FAILS).start(placement(), None)
-    assert await process.ended() == 7
-    assert last_useful_line(process.folder) == "ValueError: no such layer"
-    second = with_shim(launcher, SLEEPS).start(placement(), None)
-    assert "no such layer" in log_path(second.folder, previous=True).read_text()
-    eventually(lambda: "up" in printed(second))
-    assert "no such layer" not in printed(second)
-    await second.kill()
 
 
 async def test_an_engine_gets_its_launch_file_and_no_secrets(launcher: NativeLauncher) -> None:

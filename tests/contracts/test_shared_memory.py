@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from deepinfer.agent.engine_log import log_path
-from deepinfer.agent.engine_process import EngineProcess
-from deepinfer.agent.launcher import NativeLauncher
+from deepinfer.agent.native.engine_process import EngineProcess
+from deepinfer.agent.native.launcher import NativeLauncher
 from tests.fleet import eventually
 from tests.fleet_values import placement
 

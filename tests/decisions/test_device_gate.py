@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from deepinfer.agent.device_gate import FORGOTTEN_AFTER_SECONDS, EndThese, Free, Holder, Step, Wait, next_step
-from deepinfer.agent.engine_process import Mark
+from deepinfer.agent.launching import Mark
 
 OURS = Mark("chat-aaaaa-0", 1, "0" * 16)
 OTHER = Mark("other-aaaaa-0", 1, "0" * 16)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from deepinfer.control_plane.scheduler.plan import Plan, plan, planned
 from deepinfer.fleet import keys
 from deepinfer.fleet.resources import (
+    ContainerRuntime,
     Deployment,
     DeploymentSpec,
     Device,
@@ -327,3 +328,79 @@ def test_an_epoch_is_not_repeated_when_the_only_node_left_and_came_back() -> Non
     assert gone.placements == ()
     back = dataclasses.replace(gone, nodes=(node("a"),))
     assert told(plan(back)) == [("chat-aaaaa-0", 2, "a", ("cpu",), "serve")]
+
+
+DOCKER = ContainerRuntime(version="28.0")
+BOXED: dict[str, Any] = {"engine": "vllm", "backend": "docker", "docker_image": "x"}
+
+
+def with_docker(node: Node, runtime: ContainerRuntime | None = DOCKER, **kinds: int) -> Node:
+    """`kinds`: so many devices more of each."""
+    more = [Device(id=f"{k}:{i}", kind=k, name=k, memory_bytes=1) for k, count in kinds.items() for i in range(count)]
+    return node.model_copy(update={"containers": runtime, "devices": (*node.devices, *more)})
+
+
+@pytest.mark.parametrize(
+    ("spec", "nodes", "expected"),
+    [
+        ({}, [node("a"), with_docker(node("b", engines=()))], ("b", ("cpu",))),
+        ({}, [with_docker(node("a")), with_docker(node("b", cuda=1))], ("b", ("cuda:0",))),
+        ({}, [with_docker(node("a"), npu=2)], ("a", ("npu:0",))),
+        ({}, [with_docker(node("a"), sim=1)], ("a", ("cpu",))),
+        ({"device": "cpu"}, [with_docker(node("a", cuda=1))], ("a", ("cpu",))),
+        (
+            {"device": "0,1"},
+            [with_docker(node("a", cuda=1)), with_docker(node("b", cuda=2))],
+            ("b", ("cuda:0", "cuda:1")),
+        ),
+        ({"device": "npu:1,npu:0"}, [with_docker(node("a", cuda=2), npu=2)], ("a", ("npu:1", "npu:0"))),
+        ({"tensor_parallel_size": 2}, [with_docker(node("a", cuda=1), rocm=2)], ("a", ("rocm:0", "rocm:1"))),
+    ],
+)
+def test_a_container_goes_where_docker_and_its_devices_are(
+    spec: dict[str, Any], nodes: list[Node], expected: tuple[str, tuple[str, ...]]
+) -> None:
+    wanted = plan(Snapshot(deployments=(deployment(**{**BOXED, **spec}),), nodes=tuple(nodes)))
+    assert [(p.node, p.devices) for p in wanted.placements] == [expected]
+    assert wanted.refusals == ()
+
+
+@pytest.mark.parametrize(
+    ("spec", "offered", "reason"),
+    [
+        ({}, node("a"), "has not told whether it has Docker"),
+        (
+            {},
+            with_docker(node("a"), ContainerRuntime(trouble="nobody listens at x; start Docker")),
+            "cannot run containers: nobody listens at x; start Docker",
+        ),
+        ({"device": "cuda:1"}, with_docker(node("a", cuda=1)), "has no device cuda:1 (it has cpu, cuda:0)"),
+        ({"device": "cpu"}, with_docker(node("a", cuda=1, cpu=False)), "offers no cpu device"),
+        (
+            {"tensor_parallel_size": 2},
+            with_docker(node("a", cuda=1), npu=1),
+            "has 1 free accelerators of the 2 needed",
+        ),
+        ({"tensor_parallel_size": 2}, with_docker(node("a")), "has 0 free accelerators of the 2 needed"),
+    ],
+)
+def test_a_node_that_takes_no_container_says_why(spec: dict[str, Any], offered: Node, reason: str) -> None:
+    wanted = plan(Snapshot(deployments=(deployment(**{**BOXED, **spec}),), nodes=(offered,)))
+    assert [(r.missing, r.reasons) for r in wanted.refusals] == [(1, {"a": reason})]
+
+
+def test_containers_and_native_engines_share_a_node_s_devices() -> None:
+    native = deployment("first", device="cuda:0")
+    boxed = deployment("second", uid="bbbbb", replicas=2, **BOXED)
+    wanted = plan(Snapshot(deployments=(native, boxed), nodes=(with_docker(node("a", cuda=2)),)))
+    assert [(p.deployment, p.devices) for p in wanted.placements] == [("first", ("cuda:0",)), ("second", ("cuda:1",))]
+    taken = "cuda:0 is taken by first-aaaaa-0; cuda:1 is taken by second-bbbbb-0"
+    assert [r.reasons for r in wanted.refusals] == [{"a": f"has 0 free accelerators of the 1 needed; {taken}"}]
+
+
+def test_a_container_stays_where_it_is_when_docker_has_trouble() -> None:
+    """What runs is not known to have ended."""
+    fleet = running((deployment(**BOXED),), (with_docker(node("a")), with_docker(node("b"))))
+    troubled = with_docker(node("a"), ContainerRuntime(version="28.0", trouble="it does not answer"))
+    later = dataclasses.replace(fleet, nodes=(troubled, with_docker(node("b"))))
+    assert plan(later).placements == fleet.placements

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from deepinfer.engine_shim.engines.vllm import environment
-from deepinfer.engine_shim.engines.vllm.arguments import command_line, parsed
+from deepinfer.engine_shim.engines.vllm.arguments import parsed
 from deepinfer.engine_shim.engines.vllm.imports import Vllm, called
 from deepinfer.engine_shim.engines.vllm.load_meter import LoadMeter
 from deepinfer.engine_shim.engines.vllm.loading_progress import stage_of
+from deepinfer.engine_shim.engines.vllm_command import command_line
 from deepinfer.fleet.errors import EngineWillNotStart
 from deepinfer.fleet.launch import EngineLaunch
 from deepinfer.fleet.resources import EngineKind

@@ -9,7 +9,7 @@ import pytest
 from deepinfer.control_plane.management.admission import admitted, amended, default_name
 from deepinfer.fleet.errors import InvalidRequest, NotBuiltYet
 from deepinfer.fleet.parallelism import devices_needed, tensor_parallel_size
-from deepinfer.fleet.resources import DeploymentSpec, EngineKind
+from deepinfer.fleet.resources import Backend, DeploymentSpec, EngineKind
 
 SIM = {"model": "m", "engine": "sim"}
 
@@ -87,7 +87,6 @@ def test_a_wrong_field_is_named_with_what_is_allowed(change: dict[str, Any], par
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"backend": "docker", "docker_image": "x"}, 'backend "docker"'),
         ({"tensor_parallel_size": 2}, "sim has no tensor_parallel_size above 1 yet"),
         ({"device": "cuda:0,cuda:1"}, "sim cannot use several devices yet"),
     ],
@@ -147,3 +146,134 @@ def test_vllm_takes_as_many_devices_as_it_is_given(change: dict[str, Any], devic
 def test_contradictions_are_refused(change: dict[str, Any], words: str) -> None:
     with pytest.raises(InvalidRequest, match=words):
         admitted({"model": "m", **change})
+
+
+MISSIONS = {
+    "model": "Qwen2.5-1.5B-Instruct",
+    "backend": "docker",
+    "docker_image": "vllm/vllm-openai:v0.11.0",
+    "model_path": "/path/to/model",
+    "device": "0,1",
+    "tensor_parallel_size": 2,
+    "gpu_memory_utilization": 0.8,
+}
+BOXED = {"model": "m", "backend": "docker", "docker_image": "x"}
+
+
+def test_a_model_in_a_container_as_the_documentation_shows_it() -> None:
+    name, spec = admitted(MISSIONS)
+    assert (name, spec.backend, spec.docker_image) == (
+        "qwen2.5-1.5b-instruct",
+        Backend.DOCKER,
+        "vllm/vllm-openai:v0.11.0",
+    )
+    assert (devices_needed(spec), spec.gpu_memory_utilization, spec.docker) == (2, 0.8, None)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        "vllm-openai",
+        "vllm/vllm-openai:v0.11.0",
+        "quay.io/ascend/vllm-ascend:v0.11.0rc1",
+        "localhost:5000/a/b_c.d-e:Latest",
+        f"127.0.0.1:5000/x@sha256:{'0a' * 32}",
+        f"x:1@sha256:{'0a' * 32}",
+    ],
+)
+def test_images_that_docker_knows(image: str) -> None:
+    assert admitted({**BOXED, "docker_image": image})[1].docker_image == image
+
+
+@pytest.mark.parametrize(
+    "docker",
+    [
+        {},
+        {"network": "bridge", "pull": "always", "ipc": "host", "shm_size": "512m", "memory": "24g", "cpus": 0.5},
+        {"entrypoint": ["vllm", "serve"], "user": "1000:1000", "kv_events": False},
+        {"entrypoint": [], "ulimits": {"memlock": -1, "nofile": 65536}, "user": "model"},
+        {"mounts": ["/data:/data", "/data/a:/a:ro", "/data/b:/b:rw"]},
+    ],
+)
+def test_options_of_containers(docker: dict[str, Any]) -> None:
+    spec = admitted({**BOXED, "docker": docker})[1]
+    assert spec.docker is not None
+    assert spec.docker.model_dump(mode="json", include=set(docker)) == docker
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "words"),
+    [
+        ({"docker_image": None}, "docker_image", 'backend "docker" needs docker_image: such as "vllm/vllm-openai'),
+        (
+            {"docker_image": "Vllm/x"},
+            "docker_image",
+            'OpenAI API, such as .*, not "Vllm/x"',
+        ),
+        ({"docker_image": "x y"}, "docker_image", "an image that serves"),
+        ({"docker_image": "-v"}, "docker_image", "an image that serves"),
+        ({"docker_image": "x@sha256:1"}, "docker_image", "an image that serves"),
+        ({"docker_image": "x/../y:"}, "docker_image", "an image that serves"),
+        ({"device": "npu:0,cuda:0"}, "device", 'device "npu:0,cuda:0" names devices of several kinds'),
+        ({"backend": "podman"}, "backend", '"native" or "docker", not "podman"'),
+        ({"engine": "sim"}, "engine", 'runs images that serve vLLM\'s API; sim runs with "backend": "native"'),
+        ({"engine": "layer-shard"}, "engine", 'layer-shard runs with "backend": "native"'),
+        ({"engine_version": "0.11.0"}, "engine_version", "The image has its version; leave engine_version out"),
+        ({"device": "sim:0"}, None, 'device sim:0 is simulated; it needs "engine": "sim"'),
+        ({"engine_args": {"port": 1}}, "engine_args.port", "port"),
+        ({"engine_args": {"host": "0.0.0.0"}}, "engine_args.host", "host"),  # noqa: S104
+        ({"engine_args": {"api_key": "k"}}, "engine_args.api_key", "api_key"),
+        ({"backend": "native"}, None, 'docker_image needs "backend": "docker"'),
+        ({"backend": "native", "docker_image": None, "docker": {}}, None, 'docker needs "backend": "docker"'),
+        ({"env": {"HF_TOKEN": "s3cret"}}, "env", "looks like a secret"),
+    ],
+)
+def test_what_cannot_run_in_a_container_is_refused(change: dict[str, Any], param: str | None, words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words) as refused:
+        admitted({**BOXED, **change})
+    assert refused.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("docker", "option", "words"),
+    [
+        ({"privileged": True}, "privileged", 'Unknown field "docker.privileged"; the fields are network, '),
+        ({"network_mode": "host"}, "network_mode", 'field "docker.network_mode"; did you mean network?'),
+        ({"network": "none"}, "network", "network none leaves the gateway no way to the engine; use host or bridge"),
+        ({"network": "container:x"}, "network", '"host", "bridge" or the name of a network, not "container:x"'),
+        ({"pull": "sometimes"}, "pull", '"missing", "always" or "never", not "sometimes"'),
+        ({"entrypoint": "vllm serve"}, "entrypoint", 'a list of words, such as ["vllm", "serve"], not "vllm serve"'),
+        ({"entrypoint": [1]}, "entrypoint", "a list of words"),
+        ({"ipc": "shareable"}, "ipc", '"private" or "host", not "shareable"'),
+        ({"shm_size": "8 GB"}, "shm_size", 'a size such as "512m" or "8g", not "8 GB"'),
+        ({"shm_size": "0"}, "shm_size", 'not "0"'),
+        ({"memory": 24}, "memory", 'a size such as "512m" or "8g", not 24'),
+        ({"cpus": 0}, "cpus", "a number above 0 and at most 4096, not 0"),
+        ({"cpus": 5000}, "cpus", "not 5000"),
+        ({"ulimits": {"NOFILE": 1}}, "ulimits", 'of limits in lower case and whole numbers, such as {"memlock": -1}'),
+        ({"ulimits": {"nofile": "1"}}, "ulimits", 'not "1"'),
+        ({"mounts": ["data:/data"]}, "mounts", "'data:/data' must be /on/the/node:/in/the/container, with :ro or :rw"),
+        ({"mounts": ["/data"]}, "mounts", "'/data' must be /on/the/node:/in/the/container"),
+        ({"mounts": ["/data/../etc:/x"]}, "mounts", "must be /on/the/node:/in/the/container"),
+        ({"mounts": ["/:/x"]}, "mounts", "must be /on/the/node:/in/the/container"),
+        ({"mounts": ["/a:/b:rw,z"]}, "mounts", "must be /on/the/node:/in/the/container"),
+        ({"mounts": ["/a:/b:rw:x"]}, "mounts", "must be /on/the/node:/in/the/container"),
+        ({"mounts": "/a:/b"}, "mounts", 'a list, such as ["/data:/data:ro"], not "/a:/b"'),
+        ({"user": "root; rm"}, "user", 'a user of the image, such as "1000:1000", not "root; rm"'),
+        ({"user": "1000:"}, "user", 'not "1000:"'),
+        ({"kv_events": "no"}, "kv_events", 'true or false, not "no"'),
+    ],
+)
+def test_a_wrong_option_of_a_container_is_named_with_what_is_allowed(
+    docker: dict[str, Any], option: str, words: str
+) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        admitted({**BOXED, "docker": docker})
+    assert words in str(refused.value)
+    assert f"docker.{option}" in str(refused.value)
+    assert refused.value.param == f"docker.{option}"
+
+
+def test_options_of_containers_are_an_object() -> None:
+    with pytest.raises(InvalidRequest, match=r"docker must be an object of network, .*, not \[\]"):
+        admitted({**BOXED, "docker": []})

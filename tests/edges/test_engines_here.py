@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from deepinfer.agent.engine_choice import EnginesHere
+from deepinfer.agent.containers.daemon import Daemon
+from deepinfer.agent.native.engine_choice import EnginesHere
 from deepinfer.agent.node_record import NodeRecord
 from deepinfer.engine_environments.environment import FLAGS
 from deepinfer.engine_environments.installed import installed_engines
@@ -65,7 +66,7 @@ def test_a_damaged_environment_says_how_to_mend_it(tmp_path: Path) -> None:
 async def test_a_node_hears_of_engines_that_come_and_go(tmp_path: Path) -> None:
     engines = tmp_path / "engines"
     engine = installed("vllm", "0.32.0", "cpu")
-    record = NodeRecord(node_with(installed_engines(engines)), engines)
+    record = NodeRecord(node_with(installed_engines(engines)), engines, Daemon({"DOCKER_HOST": "unix:///nowhere"}, "x"))
     async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
         following = tasks.create_task(record.follow_engines())
         folder = put_environment(tmp_path / "elsewhere", engine)
@@ -83,7 +84,7 @@ async def test_a_node_hears_of_engines_that_come_and_go(tmp_path: Path) -> None:
 async def test_a_folder_that_is_replaced_is_watched_again(tmp_path: Path) -> None:
     engines, engine = tmp_path / "engines", installed("vllm", "0.32.0", "cpu")
     engines.mkdir()
-    record = NodeRecord(node_with(installed_engines(engines)), engines)
+    record = NodeRecord(node_with(installed_engines(engines)), engines, Daemon({"DOCKER_HOST": "unix:///nowhere"}, "x"))
     async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
         following = tasks.create_task(record.follow_engines())
         put_environment(tmp_path / "new", engine)

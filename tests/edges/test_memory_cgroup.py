@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deepinfer.agent.memory_cgroup import OutOfMemoryKills, memory_cgroup_of
+from deepinfer.agent.native.memory_cgroup import OutOfMemoryKills, memory_cgroup_of
 from tests.memory_limit import memory_limit
 
 V1_MOUNT = "30 29 0:26 {root} {at} rw,relatime - cgroup cgroup rw,memory"

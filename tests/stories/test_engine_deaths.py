@@ -14,7 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
-from deepinfer.agent.engine_process import MARK, Mark
+from deepinfer.agent.launching import Mark
+from deepinfer.agent.native.engine_process import MARK
 from deepinfer.fleet.resources import DeploymentSpec, EngineKind, Intent, Phase, Placement, ReplicaStatus
 from deepinfer.fleet.snapshot import Snapshot
 from deepinfer.fleet.store import EtcdStore

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import psutil
 import pytest
 
-from deepinfer.agent.shared_memory import segments_of
+from deepinfer.agent.native.shared_memory import segments_of
 from tests.alive import is_alive
 from tests.broken_streams import BrokenStreams
 from tests.fleet import Fleet, eventually

@@ -20,13 +20,28 @@ from deepinfer.fleet.errors import InvalidRequest, NotBuiltYet
 from deepinfer.fleet.parallelism import contradiction
 from deepinfer.fleet.resources import Backend, DeploymentSpec, EngineKind, Name
 
+OPTIONS = {
+    "network": '"host", "bridge" or the name of a network',
+    "pull": '"missing", "always" or "never"',
+    "entrypoint": 'a list of words, such as ["vllm", "serve"]',
+    "ipc": '"private" or "host"',
+    "shm_size": 'a size such as "512m" or "8g"',
+    "memory": 'a size such as "512m" or "8g"',
+    "cpus": "a number above 0 and at most 4096",
+    "ulimits": 'an object of limits in lower case and whole numbers, such as {"memlock": -1}',
+    "mounts": 'a list, such as ["/data:/data:ro"]',
+    "user": 'a user of the image, such as "1000:1000"',
+    "kv_events": "true or false",
+}
+"""Of a container."""
 ALLOWED = {
     "name": "at most 63 lower-case letters, digits, '.', '_' or '-', with a letter or digit at both ends",
     "model": "a model's name, such as smollm2 or Qwen/Qwen3-0.6B: letters, digits and . _ / : -",
     "engine": '"vllm", "layer-shard" or "sim"',
     "engine_version": "a version such as 0.32.0, of an engine that is installed",
-    "backend": '"native"',
-    "docker_image": "a string",
+    "backend": '"native" or "docker"',
+    "docker_image": "an image that serves vLLM's OpenAI API, such as vllm/vllm-openai:v0.11.0",
+    "docker": f"an object of {', '.join(OPTIONS)}",
     "model_path": "an absolute path on the node, without '..'",
     "device": '"auto", "cpu", or CUDA devices such as "cuda:0" or "0,1"',
     "tensor_parallel_size": "a whole number of devices, 1 or more",
@@ -71,7 +86,7 @@ def _named(body: Mapping[str, Any], name: str | None) -> dict[str, Any]:
     """The fields of the spec in the body; `name`, where the path gives one, may be repeated but not changed."""
     for field in body:
         if field not in ALLOWED:
-            raise InvalidRequest(_unknown(field), param=field)
+            raise InvalidRequest(_unknown(field, ALLOWED), param=field)
     if name is not None and body.get("name", name) != name:
         raise InvalidRequest(f"name cannot be changed from {name}; leave it out.", param="name")
     return {field: value for field, value in body.items() if field != "name"}
@@ -91,8 +106,6 @@ def _spec(fields: Mapping[str, Any]) -> DeploymentSpec:
 
 
 def _refuse_what_is_not_built(spec: DeploymentSpec) -> None:
-    if spec.backend is Backend.DOCKER:
-        raise NotBuiltYet('backend "docker" is not built yet in this version; use "native".')
     if spec.engine is EngineKind.VLLM:
         return
     if (spec.tensor_parallel_size or 1) > 1:
@@ -104,8 +117,23 @@ def _refuse_what_is_not_built(spec: DeploymentSpec) -> None:
 def _refuse_contradictions(spec: DeploymentSpec) -> None:
     if reason := contradiction(spec):
         raise InvalidRequest(f"{reason}.", param="device")
+    if spec.backend is Backend.DOCKER:
+        _refuse_what_no_image_runs(spec)
     if spec.quantization is not None and spec.engine is not EngineKind.VLLM:
         raise InvalidRequest(f"{spec.engine} has no quantization; leave it out, or use vllm.", param="quantization")
+
+
+def _refuse_what_no_image_runs(spec: DeploymentSpec) -> None:
+    if spec.docker_image is None:
+        example = 'such as "vllm/vllm-openai:v0.11.0"'
+        raise InvalidRequest(f'backend "docker" needs docker_image: {example}.', param="docker_image")
+    if spec.engine is not EngineKind.VLLM:
+        raise InvalidRequest(
+            f'backend "docker" runs images that serve vLLM\'s API; {spec.engine} runs with "backend": "native".',
+            param="engine",
+        )
+    if spec.engine_version is not None:
+        raise InvalidRequest("The image has its version; leave engine_version out.", param="engine_version")
 
 
 def _refused(wrong: ErrorDetails) -> InvalidRequest:
@@ -113,6 +141,8 @@ def _refused(wrong: ErrorDetails) -> InvalidRequest:
     field = str(wrong["loc"][0]) if wrong["loc"] else None
     if field is None:
         return InvalidRequest(f"{_reason(wrong)}.")
+    if field == "docker" and len(wrong["loc"]) > 1:
+        return _refused_option(str(wrong["loc"][1]), wrong)
     if wrong["type"] == "missing":
         return InvalidRequest(f"{field} is required: {ALLOWED[field]}.", param=field)
     if wrong["type"] == "value_error":
@@ -120,14 +150,23 @@ def _refused(wrong: ErrorDetails) -> InvalidRequest:
     return InvalidRequest(f"{field} must be {ALLOWED[field]}{'' if field == 'env' else _got(wrong['input'])}.", field)
 
 
+def _refused_option(option: str, wrong: ErrorDetails) -> InvalidRequest:
+    param = f"docker.{option}"
+    if option not in OPTIONS:
+        return InvalidRequest(_unknown(option, OPTIONS, "docker."), param=param)
+    if wrong["type"] == "value_error":
+        return InvalidRequest(f"{param}: {_reason(wrong)}.", param=param)
+    return InvalidRequest(f"{param} must be {OPTIONS[option]}{_got(wrong['input'])}.", param=param)
+
+
 def _reason(wrong: ErrorDetails) -> str:
     return wrong["msg"].removeprefix("Value error, ")
 
 
-def _unknown(field: str) -> str:
-    near = difflib.get_close_matches(field.lower(), ALLOWED, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"the fields are {', '.join(ALLOWED)}."
-    return f"Unknown field {json.dumps(field[:64])}; {hint}"
+def _unknown(field: str, known: Mapping[str, str], of: str = "") -> str:
+    near = difflib.get_close_matches(field.lower(), known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"the fields are {', '.join(known)}."
+    return f"Unknown field {json.dumps(f'{of}{field[:64]}')}; {hint}"
 
 
 def _got(value: Any) -> str:

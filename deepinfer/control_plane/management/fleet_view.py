@@ -9,7 +9,7 @@ from deepinfer.control_plane.management.views import DeploymentView, NodeView, R
 from deepinfer.control_plane.scheduler.fit import same_engine
 from deepinfer.control_plane.scheduler.retention import placement_id
 from deepinfer.fleet.errors import DeploymentNotFound, ReplicaNotFound
-from deepinfer.fleet.resources import Deployment, Intent, Node, Placement, ReplicaStatus
+from deepinfer.fleet.resources import Backend, Deployment, Intent, Node, Placement, ReplicaStatus
 from deepinfer.fleet.snapshot import Snapshot
 
 
@@ -78,11 +78,18 @@ class FleetView:
 
     def _replica_view(self, placement: Placement) -> ReplicaView:
         status = self._statuses.get((placement.node, placement.id, placement.epoch))
-        return ReplicaView(
-            **placement.model_dump(exclude={"spec"}),
-            **(status.model_dump(exclude={"id", "node", "epoch"}) if status else {}),
-            node_alive=placement.node in self._nodes,
-        )
+        seen = status.model_dump(exclude={"id", "node", "epoch"}) if status else {}
+        told, unknown = seen.get("message", ""), self._runtime_trouble(placement)
+        if unknown not in told:
+            seen["message"] = "; ".join(filter(None, [told, unknown]))
+        return ReplicaView(**placement.model_dump(exclude={"spec"}), **seen, node_alive=placement.node in self._nodes)
+
+    def _runtime_trouble(self, placement: Placement) -> str:
+        """Of a replica whose container goes on while nobody can ask about it."""
+        node = self._nodes.get(placement.node)
+        if placement.spec.backend is not Backend.DOCKER or node is None or node.containers is None:
+            return ""
+        return f"RuntimeUnreachable: {node.containers.trouble}" if node.containers.trouble else ""
 
     def _node_view(self, name: str) -> NodeView:
         replicas = tuple(p.id for p in self._in_order(self._fleet.placements) if p.node == name)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from deepinfer.fleet.resources import DeploymentSpec, Device, InstalledEngine, Intent, Phase
+from deepinfer.fleet.resources import ContainerRuntime, DeploymentSpec, Device, InstalledEngine, Intent, Phase
 
 DeploymentPhase = Literal["ready", "progressing", "refused", "failed", "draining", "stopped"]
 
@@ -72,6 +72,7 @@ class NodeView(View):
     alive: bool
     devices: tuple[Device, ...] = ()
     engines: tuple[InstalledEngine, ...] = ()
+    containers: ContainerRuntime | None = None
     version: str = ""
     agent_endpoint: str = ""
     replicas: tuple[str, ...]

@@ -6,13 +6,13 @@ read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from deepinfer.engine_environments.choice import NoEngine, chosen_engine, newest_first, not_installed
 from deepinfer.engine_environments.compatibility import lines
 from deepinfer.fleet.parallelism import devices_needed, named_devices
-from deepinfer.fleet.resources import DeploymentSpec, EngineKind, Node
+from deepinfer.fleet.resources import Backend, DeploymentSpec, EngineKind, Node
 
 CPU = ("cpu",)
 
@@ -31,6 +31,8 @@ def same_engine(one: DeploymentSpec, other: DeploymentSpec) -> bool:
 
 def devices_for(spec: DeploymentSpec, node: Node, taken: Mapping[str, str]) -> tuple[str, ...] | NoFit:
     """The devices a new replica gets on `node`. `taken` maps its exclusive devices to the placements that hold them."""
+    if spec.backend is Backend.DOCKER:
+        return _for_a_container(spec, node, taken)
     if not newest_first(spec, node.engines):
         wanted = "cuda" if spec.device != "cpu" and _has(node, "cuda") else "cpu"
         return NoFit(not_installed(spec, node.engines, wanted))
@@ -42,7 +44,9 @@ def devices_for(spec: DeploymentSpec, node: Node, taken: Mapping[str, str]) -> t
 
 def still_fits(spec: DeploymentSpec, node: Node, devices: tuple[str, ...]) -> bool:
     """Whether a replica that holds `devices` of `node` may stay on them with this spec."""
-    if not set(devices) <= {device.id for device in node.devices} or _refused_on(devices, spec, node):
+    if not set(devices) <= {device.id for device in node.devices} or (
+        spec.backend is not Backend.DOCKER and _refused_on(devices, spec, node)
+    ):
         return False
     if spec.device == "cpu":
         return devices == CPU
@@ -54,6 +58,34 @@ def still_fits(spec: DeploymentSpec, node: Node, devices: tuple[str, ...]) -> bo
 def exclusive(devices: tuple[str, ...]) -> Iterator[str]:
     """The devices that one placement holds alone; the cpu is shared."""
     return (device for device in devices if device not in CPU)
+
+
+def _for_a_container(spec: DeploymentSpec, node: Node, taken: Mapping[str, str]) -> tuple[str, ...] | NoFit:
+    """What the image needs of a device only the image knows: any free ones of one kind will do."""
+    runtime = node.containers
+    if runtime is None or runtime.trouble:
+        return NoFit(f"cannot run containers: {runtime.trouble}" if runtime else "has not told whether it has Docker")
+    if spec.device != "auto":
+        wanted = CPU if spec.device == "cpu" else named_devices(spec)
+        return _exactly(wanted, node, taken) or wanted
+    needed = devices_needed(spec)
+    accelerators = [device for device in node.devices if device.kind not in ("cpu", "sim")]
+    free: dict[str, list[str]] = {}
+    for device in accelerators:
+        if device.id not in taken:
+            free.setdefault(device.kind, []).append(device.id)
+    for devices in free.values():
+        if len(devices) >= needed:
+            return tuple(devices[:needed])
+    if not accelerators and needed == 1 and _has_cpu(node):
+        return CPU
+    most = max(map(len, free.values()), default=0)
+    holders = _holders([device.id for device in accelerators], taken)
+    return NoFit(f"has {most} free accelerators of the {needed} needed{holders}")
+
+
+def _holders(offered: Iterable[str], taken: Mapping[str, str]) -> str:
+    return "".join(f"; {device} is taken by {taken[device]}" for device in offered if device in taken)
 
 
 def _free_devices(spec: DeploymentSpec, node: Node, taken: Mapping[str, str]) -> tuple[str, ...] | NoFit:
@@ -71,8 +103,8 @@ def _free_devices(spec: DeploymentSpec, node: Node, taken: Mapping[str, str]) ->
         return CPU
     reasons = [verdict.reason for device in free if (verdict := _refused_on((device,), spec, node))]
     if len(free) < needed and (offered or not on_cpu.reason):
-        holders = "".join(f"; {device} is taken by {taken[device]}" for device in offered if device in taken)
-        reasons.insert(0, f"has {len(free)} free {kind.upper()} devices of the {needed} needed{holders}")
+        count = f"has {len(free)} free {kind.upper()} devices of the {needed} needed"
+        reasons.insert(0, f"{count}{_holders(offered, taken)}")
     return NoFit("; ".join(dict.fromkeys(filter(None, [*reasons, on_cpu.reason]))))
 
 

@@ -1,7 +1,6 @@
 """One engine's process group: who it is, when it ends, and that nothing of it is left.
 
-A process is known to be ours by a mark in its environment, not by a record: so a kill -9 of the agent between spawn and
-record can never make two engines, and a recycled pid is never taken for an engine.
+A process is known to be ours by a mark in its environment: a recycled pid is never taken for an engine.
 """
 
 from __future__ import annotations
@@ -19,7 +18,9 @@ from pathlib import Path
 
 import psutil
 
-from deepinfer.agent.shared_memory import remove_unused, segments_of
+from deepinfer.agent.launching import Exit, Mark
+from deepinfer.agent.native.memory_cgroup import MemoryCgroup, OutOfMemoryKills
+from deepinfer.agent.native.shared_memory import remove_unused, segments_of
 
 MARK = "DEEPINFER_PLACEMENT"
 KILL_AFTER_SECONDS = 10.0
@@ -28,25 +29,7 @@ _LOOK_AGAIN_SECONDS = 0.5  # where the kernel cannot tell that a process ended (
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Mark:
-    """What stands in the environment of every process of an engine."""
-
-    placement: str
-    epoch: int
-    instance: str  # of the agent's state folder: another agent's engines on this machine are not ours
-
-    @classmethod
-    def parse(cls, text: str) -> Mark | None:
-        placement, _, rest = text.partition(":")
-        epoch, _, instance = rest.partition(":")
-        return cls(placement, int(epoch), instance) if epoch.isascii() and epoch.isdigit() and instance else None
-
-    def __str__(self) -> str:
-        return f"{self.placement}:{self.epoch}:{self.instance}"
-
-
-@dataclass(frozen=True)
+@dataclass
 class EngineProcess:
     """The shim, and through its mark and session everything it started."""
 
@@ -58,14 +41,25 @@ class EngineProcess:
     child: subprocess.Popen[bytes] | None = field(default=None, compare=False)  # None for an adopted one
     seen: dict[int, float] = field(default_factory=dict, compare=False)  # its processes so far, and when each began
     segments: set[Path] = field(default_factory=set, compare=False)  # shared memory they were seen to use
-    has_shim: bool = True  # False: its shim died while no agent looked, and `pid` is a worker it left behind
+    is_whole: bool = True  # False: its shim died while no agent looked, and `pid` is a worker it left behind
+    memory: OutOfMemoryKills = field(default_factory=OutOfMemoryKills, compare=False)
+    cgroup: MemoryCgroup | None = field(default=None, init=False, compare=False)
 
-    async def ended(self) -> int | None:
-        """Wait for the shim's end; its exit status, which only a parent learns (negative: the signal)."""
+    def __post_init__(self) -> None:
+        self._note_cgroup()
+
+    @property
+    def is_adopted(self) -> bool:
+        return self.child is None
+
+    async def ended(self) -> Exit:
+        """Wait for the shim's end; its exit status only a parent learns (negative: the signal)."""
         async with _exit_event(self.pid) as exited:
             if self._alive():
                 await exited.wait()
-        return self.child.wait() if self.child else None  # reaps it; it has ended, so this does not block
+        status = self.child.wait() if self.child else None  # reaps it; it has ended, so this does not block
+        out_of_memory = self.memory.reason(self.cgroup)
+        return Exit(status, out_of_memory and f"The engine failed, {out_of_memory}")
 
     async def terminate(self) -> None:
         """SIGTERM to all of it, SIGKILL after a while; returns when every process is verified gone."""
@@ -88,6 +82,7 @@ class EngineProcess:
 
     def note_members(self) -> None:
         """Remember what must go with it, also if somebody else kills its shim: a program may overwrite its marks."""
+        self._note_cgroup()
         for process in self.members():
             with suppress(psutil.NoSuchProcess):
                 self.seen[process.pid] = process.create_time()
@@ -96,12 +91,15 @@ class EngineProcess:
     def members(self) -> list[psutil.Process]:
         """Everything alive of this engine, orphans and strays that left its session included."""
         marked = {process.pid: process for process in _processes_marked(self.mark.instance, self.mark)}
-        if self.has_shim and (
+        if self.is_whole and (
             marked or self._alive()
         ):  # without these the session's number may belong to somebody else by now
             marked |= {process.pid: process for process in _session(self.pid)}
         marked |= {pid: psutil.Process(pid) for pid, created in self.seen.items() if _lives(pid, created)}
         return list(marked.values())
+
+    def _note_cgroup(self) -> None:
+        self.cgroup = self.memory.remember(self.pid) or self.cgroup
 
     async def _gone(self) -> None:
         while members := self.members():
@@ -113,7 +111,7 @@ class EngineProcess:
 
     def _signal(self, number: int) -> None:
         """The group at once, because it may be forking; then one by one whoever left it."""
-        whole_group = self.has_shim and self._alive()
+        whole_group = self.is_whole and self._alive()
         if whole_group:
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, number)

@@ -1,0 +1,84 @@
+"""What a container prints, written into its placement's log as it comes: kept when the container is gone.
+
+How far it came is written beside it, so that the next agent goes on there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+from docker.errors import APIError, NotFound
+
+from deepinfer.agent.containers.daemon import Daemon
+from deepinfer.agent.containers.failures import RuntimeUnreachable
+from deepinfer.agent.engine_log import appended_log
+
+_AGAIN_SECONDS = 0.5
+_SILENCE_SECONDS = 86_400  # an idle engine prints nothing
+
+log = logging.getLogger(__name__)
+
+
+class ContainerLog:
+    """Of one container."""
+
+    def __init__(self, daemon: Daemon, container: str, folder: Path) -> None:
+        self._daemon = daemon
+        self._container = container
+        self._folder = folder
+        self._position = folder / "log.position"
+        self._is_given_up = False
+
+    async def follow(self) -> None:
+        """Returns when the container has ended and all is written."""
+        try:
+            while not await self._ended():
+                await self._daemon.reachable()
+                await asyncio.sleep(_AGAIN_SECONDS)
+        finally:
+            self._is_given_up = True
+
+    async def _ended(self) -> bool:
+        """One connection."""
+        try:
+            await self._daemon.ask(lambda _: self._copy(), None)
+            return not await self._daemon.ask(lambda client: client.containers.get(self._container).status == "running")
+        except NotFound:
+            return True
+        except (APIError, RuntimeUnreachable) as error:
+            log.debug("the log of container %s broke off: %s", self._container, error)
+            return False
+
+    def _copy(self) -> None:
+        """Blocks. Ours alone: no other thread writes here at the same time."""
+        client = self._daemon.connect(_SILENCE_SECONDS)
+        last = self._position.read_text() if self._position.exists() else ""
+        since = datetime.fromisoformat(last[:19] + "+00:00").timestamp() if last else 0
+        try:
+            pieces = client.api.logs(
+                self._container, stream=True, follow=True, timestamps=True, since=int(since) or None
+            )
+            with appended_log(self._folder) as out:
+                for when, line in _lines(pieces):
+                    if self._is_given_up:
+                        return
+                    if when > last:
+                        out.write(line)
+                        out.flush()
+                        self._position.write_text(when)
+        finally:
+            client.close()
+
+
+def _lines(pieces: Iterator[bytes]) -> Iterator[tuple[str, bytes]]:
+    """Docker puts a time before each line: "2026-01-01T00:00:00.000000001Z ". One longer than 16 KiB comes in parts."""
+    rest = b""
+    for piece in pieces:
+        *whole, rest = (rest + piece).split(b"\n")
+        for line in whole:
+            when, _, text = line.partition(b" ")
+            yield when.decode("ascii", "replace"), text + b"\n"

@@ -1,0 +1,37 @@
+"""What a placement means to its shim, whatever runs the engine. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from deepinfer.fleet.launch import EngineLaunch
+from deepinfer.fleet.parallelism import tensor_parallel_size
+from deepinfer.fleet.resources import Placement
+
+
+def launch_of(placement: Placement, model: Path | None, *, socket: Path, log: Path) -> EngineLaunch:
+    """With the defaults of what only some launchers set."""
+    spec = placement.spec
+    return EngineLaunch(
+        placement=placement.id,
+        epoch=placement.epoch,
+        engine=spec.engine,
+        served_names=tuple(dict.fromkeys((placement.deployment, spec.model))),
+        model_path=model,
+        device=_kind(placement.devices),
+        dtype=spec.dtype,
+        quantization=spec.quantization,
+        max_model_len=spec.max_model_len,
+        gpu_memory_utilization=spec.gpu_memory_utilization,
+        tensor_parallel_size=tensor_parallel_size(spec),
+        engine_args=spec.engine_args,
+        log=log,
+        socket=socket,
+    )
+
+
+def _kind(devices: Sequence[str]) -> str:
+    """Simulated devices are files: what holds one computes on the cpu."""
+    kinds = (device.partition(":")[0] for device in devices)
+    return next((kind for kind in kinds if kind not in ("cpu", "sim")), "cpu")
