@@ -19,6 +19,7 @@ from deepinfer.engine_shim.token_engine import FinishReason, SamplingParams
 from deepinfer.fleet.errors import EngineFailed
 from deepinfer.fleet.launch import EngineLaunch
 from deepinfer.fleet.resources import EngineKind
+from tests.alive import is_alive
 from tests.fleet import eventually
 from tests.sim_engine import SimProcess, sim_process
 
@@ -129,7 +130,8 @@ async def test_a_core_that_hangs_while_idle_is_found_by_one_token(monkeypatch: p
     try:
         async with asyncio.timeout(20):
             await asyncio.to_thread(eventually, lambda: engine.work_done() >= 2)  # it is asked, and answers
-            (core,) = [child for child in psutil.Process().children() if "sim_core" in " ".join(child.cmdline())]
+            children = [child for child in psutil.Process().children() if is_alive(child.pid)]
+            (core,) = [child for child in children if "sim_core" in " ".join(child.cmdline())]
             core.suspend()
             assert await watching == "it computed nothing for 1 s with 1 request in hand"
     finally:
