@@ -32,6 +32,17 @@ from tests.fleet_values import placement
 from tests.memory_limit import memory_limit
 from tests.root_tar import PYTHON
 
+STAYS = """
+import signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+for away in (False, True):
+    subprocess.Popen([sys.executable, "-c", code], start_new_session=away)
+print("up", flush=True)
+time.sleep(600)
+"""
+"""It and what it starts do all they can to stay; one of these leaves its session."""
+
 
 class ProgramNode(Protocol):
     """One agent's launcher, which an agent that is started again would have too."""

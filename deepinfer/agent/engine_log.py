@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,11 +25,9 @@ def start_new_log(folder: Path) -> int:
     return os.open(current, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
 
-@contextmanager
-def appended_log(folder: Path) -> Iterator[BinaryIO]:
+def appended_log(folder: Path) -> BinaryIO:
     """The log of this run, for one more that writes into it."""
-    with log_path(folder).open("ab") as log:
-        yield log
+    return log_path(folder).open("ab")
 
 
 def offset_of_last_lines(path: Path, lines: int) -> int:

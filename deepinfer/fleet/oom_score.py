@@ -6,7 +6,8 @@ import logging
 import os
 from pathlib import Path
 
-_AGENT, _ENGINE = -900, 200
+ENGINE = 200
+_AGENT = -900
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +19,7 @@ def spare_this_process() -> None:
 
 def offer(pid: int) -> None:
     """An engine's first process; what it starts later inherits this."""
-    _write(pid, _ENGINE)
+    _write(pid, ENGINE)
 
 
 def _write(pid: int, score: int) -> None:

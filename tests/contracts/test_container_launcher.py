@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
 from contextlib import aclosing
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,10 +18,9 @@ from deepinfer.agent.launching import Mark
 from deepinfer.engine_shim.client import EngineClient, ShimPhase
 from deepinfer.fleet.launch import EngineLaunch
 from tests.alive import is_alive
-from tests.docker_engine import DockerEngine
 from tests.docker_images import no_server_image, sim_image
 from tests.gateway_parts import until
-from tests.program_nodes import ContainerNode, container_node, looked_after, next_agent, printed
+from tests.program_nodes import ContainerNode, looked_after, next_agent, printed
 
 SLEEPS = "import time; print('up', flush=True); time.sleep(600)"
 COUNTS = """
@@ -33,15 +30,6 @@ for number in range(9):
     print("line", number, flush=True)
     signal.sigwait([signal.SIGUSR1])
 """
-
-
-@pytest.fixture
-async def node(
-    tmp_path: Path, docker_engine: DockerEngine, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[ContainerNode]:
-    monkeypatch.setattr("deepinfer.agent.containers.launcher._BETWEEN_STARTS_SECONDS", 0)
-    async with container_node(tmp_path, docker_engine) as node:
-        yield node
 
 
 async def test_what_is_left_of_another_epoch_goes_before_the_next_one_comes(node: ContainerNode) -> None:

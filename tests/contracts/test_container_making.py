@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,8 @@ import pytest
 from deepinfer.agent.containers.device_access import DeviceAccess
 from deepinfer.agent.containers.failures import ContainerRefused, MountRefused
 from deepinfer.fleet.resources import Placement
-from tests.docker_engine import DockerEngine
 from tests.docker_images import sim_image
-from tests.program_nodes import ContainerNode, container_node, tell
+from tests.program_nodes import ContainerNode, tell
 
 SLEEPS = "import time; time.sleep(600)"
 EFFECTS = """
@@ -34,15 +33,6 @@ print(json.dumps({
     "env": dict(os.environ),
 }))
 """
-
-
-@pytest.fixture
-async def node(
-    tmp_path: Path, docker_engine: DockerEngine, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[ContainerNode]:
-    monkeypatch.setattr("deepinfer.agent.containers.launcher._BETWEEN_STARTS_SECONDS", 0)
-    async with container_node(tmp_path, docker_engine) as node:
-        yield node
 
 
 async def effects(node: ContainerNode, **docker: Any) -> dict[str, Any]:

@@ -15,20 +15,11 @@ from deepinfer.agent.engine_log import last_useful_line
 from deepinfer.agent.launching import Exit, LaunchedEngine
 from tests.alive import is_alive
 from tests.gateway_parts import until
-from tests.program_nodes import ProgramNode, container_node, looked_after, native_node, printed
+from tests.program_nodes import STAYS, ProgramNode, container_node, looked_after, native_node, printed
 
 OBEYS = """
 import signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(print("as you wish", flush=True)))
-print("up", flush=True)
-time.sleep(600)
-"""
-STAYS = """
-import signal, subprocess, sys, time
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
-for away in (False, True):
-    subprocess.Popen([sys.executable, "-c", code], start_new_session=away)
 print("up", flush=True)
 time.sleep(600)
 """

@@ -21,17 +21,9 @@ from deepinfer.fleet.launch import EngineLaunch
 from tests.alive import is_alive
 from tests.fleet import eventually
 from tests.fleet_values import placement
+from tests.program_nodes import STAYS
 
 SLEEPS = "import sys, time; print('up', sys.argv[1], flush=True); time.sleep(600)"
-STAYS = """
-import os, signal, subprocess, sys, time
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
-for away in (False, True):
-    subprocess.Popen([sys.executable, "-c", code], start_new_session=away)
-print("up", flush=True)
-time.sleep(600)
-"""
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,10 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from deepinfer.engine_shim.engines.vllm.kv_subscription import follow, kv_events_flags
+from deepinfer.engine_shim.engines.vllm.kv_subscription import kv_events_flags
 from deepinfer.engine_shim.kv_contents import KvContents
 from tests.fleet import free_port
+from tests.kv_reader import following, until
 from tests.process_lines import ProcessLines
 from tests.tokenizer_folders import byte_level_folder
 
@@ -178,31 +179,6 @@ async def test_its_kv_contents_can_be_followed_and_replayed() -> None:
                 live = contents.digest
             async with following(folder) as late:
                 await until(late, lambda: late.digest == live)
-
-
-@asynccontextmanager
-async def following(folder: Path) -> AsyncIterator[KvContents]:
-    contents = KvContents(1)
-    task = asyncio.create_task(follow(folder, contents))
-    try:
-        yield contents
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
-
-
-async def until(contents: KvContents, condition: Callable[[], bool]) -> None:
-    """Looks at every change."""
-    changed = asyncio.Event()
-    forget = contents.listen(lambda change: changed.set())
-    try:
-        async with asyncio.timeout(20):
-            while not condition():
-                await changed.wait()
-                changed.clear()
-    finally:
-        forget()
 
 
 def blocks_of(text: str) -> set[tuple[int, ...]]:

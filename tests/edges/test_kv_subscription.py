@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from deepinfer.engine_shim.engines.vllm.kv_subscription import follow, kv_events
 from deepinfer.engine_shim.kv_contents import BlockKey, KvContents, block_digest
 from deepinfer.fleet.errors import EngineWillNotStart
 from tests.kv_publisher import KvPublisher
+from tests.kv_reader import following, keys, until
 
 _times = count(1)
 
@@ -58,37 +59,6 @@ def private_folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         kv_events_flags(Path(folder))
         yield Path(folder)
-
-
-@asynccontextmanager
-async def following(folder: Path) -> AsyncIterator[KvContents]:
-    contents = KvContents(1)
-    task = asyncio.create_task(follow(folder, contents))
-    try:
-        yield contents
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
-
-
-async def until(contents: KvContents, condition: Callable[[], bool]) -> None:
-    """Looks at every change."""
-    changed = asyncio.Event()
-    forget = contents.listen(lambda change: changed.set())
-    try:
-        async with asyncio.timeout(20):
-            while not condition():
-                await changed.wait()
-                changed.clear()
-    except TimeoutError:
-        pytest.fail(f"not within 20 s; held: {keys(contents)}")
-    finally:
-        forget()
-
-
-def keys(contents: KvContents) -> set[BlockKey]:
-    return {block.key for block in contents.snapshot()}
 
 
 def digest(held: set[BlockKey]) -> int:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 
 from docker.errors import APIError, NotFound
 
 from deepinfer.agent.containers.daemon import Daemon
 from deepinfer.agent.containers.failures import RuntimeUnreachable
+from deepinfer.agent.containers.seen import seconds_of
 from deepinfer.agent.engine_log import appended_log
 
 _AGAIN_SECONDS = 0.5
@@ -57,7 +57,7 @@ class ContainerLog:
         """Blocks. Ours alone: no other thread writes here at the same time."""
         client = self._daemon.connect(_SILENCE_SECONDS)
         last = self._position.read_text() if self._position.exists() else ""
-        since = datetime.fromisoformat(last[:19] + "+00:00").timestamp() if last else 0
+        since = seconds_of(last) if last else 0
         try:
             pieces = client.api.logs(
                 self._container, stream=True, follow=True, timestamps=True, since=int(since) or None

@@ -15,13 +15,13 @@ from docker.types import DeviceRequest, LogConfig, Mount, Ulimit
 from deepinfer.agent.containers.device_access import DeviceAccess
 from deepinfer.agent.containers.server_command import Command
 from deepinfer.agent.launching import Mark
+from deepinfer.fleet import oom_score
 from deepinfer.fleet.resources import DockerOptions
 
 PLACEMENT, EPOCH, INSTANCE = "deepinfer.placement", "deepinfer.epoch", "deepinfer.instance"
 PORT, KV_EVENTS, API_KEY = "deepinfer.port", "deepinfer.kv-events", "VLLM_API_KEY"
 BRIDGE_PORT = 8000
 """Where the server listens in a network of its container's own."""
-_OOM_SCORE = 200  # the kernel ends an engine before the agent that brings it back
 _LOG = LogConfig(type=LogConfig.types.JSON, config={"max-size": "64m", "max-file": "2"})
 
 
@@ -75,7 +75,7 @@ def creation(making: Making, options: DockerOptions) -> dict[str, Any]:
         "memswap_limit": options.memory,
         "nano_cpus": None if options.cpus is None else round(options.cpus * 1e9),
         "ulimits": [Ulimit(name=name, soft=limit, hard=limit) for name, limit in options.ulimits.items()],
-        "oom_score_adj": _OOM_SCORE,
+        "oom_score_adj": oom_score.ENGINE,
         "restart_policy": {"Name": "no"},
         "log_config": _LOG,
         **_network(making, options),

@@ -41,7 +41,7 @@ def seen_container(attributes: Mapping[str, Any]) -> SeenContainer | None:
         mark=mark,
         is_running=bool(state.get("Running")),
         pid=state.get("Pid") or 0,
-        created=_seconds(attributes["Created"]),
+        created=seconds_of(attributes["Created"]),
         endpoint=_endpoint(labels, attributes.get("NetworkSettings") or {}),
         kv_events=labels.get(KV_EVENTS, ""),
         api_key=_variable(settings.get("Env") or (), API_KEY),
@@ -85,6 +85,6 @@ def _variable(environment: Iterable[str], name: str) -> str:
     return next((text.partition("=")[2] for text in environment if text.startswith(f"{name}=")), "")
 
 
-def _seconds(written: str) -> float:
-    """Docker writes nine digits of a second."""
+def seconds_of(written: str) -> float:
+    """Since 1970, whole ones: Docker writes nine digits of a second, and Python reads six."""
     return datetime.fromisoformat(written[:19] + "+00:00").timestamp()
