@@ -62,13 +62,15 @@ def ask(url: str, path: str, body: Any) -> Answer:
 def told(events: list[Any]) -> dict[str, Any]:
     """What a stream says, however it was cut: tokens that wait for the reader share an event.
 
-    The events of several choices may be mixed in any way; each choice's own order counts.
+    The events of several choices may be mixed in any way; each choice's own order counts. The usage so far that an
+    unfinished choice tells counts tokens up to a cut: that it is told is seen in the shapes.
     """
     events = sorted(events, key=_choice)
     texts: dict[str, str] = {}
     ends: list[Any] = []
     for event in events:
-        _collect(event["data"], texts, ends)
+        data = event["data"]
+        _collect({**data, "usage": None} if _unfinished(data) else data, texts, ends)
     return {"shapes": shape(events), "texts": texts, "ends": ends, "last": without_own(events[-1])}
 
 
@@ -109,6 +111,11 @@ def _choice(event: dict[str, Any]) -> float:
     """The index of the choice an event belongs to; what belongs to none comes last, in its order."""
     choices = event["data"].get("choices") if isinstance(event["data"], dict) else None
     return choices[0]["index"] if choices else math.inf
+
+
+def _unfinished(data: Any) -> bool:
+    choices = data.get("choices") if isinstance(data, dict) else None
+    return choices[0].get("finish_reason") is None if choices else False
 
 
 def _collect(value: Any, texts: dict[str, str], ends: list[Any]) -> None:
