@@ -13,6 +13,7 @@ from deepinfer.agent.device_holders import holders_of
 from deepinfer.agent.launching import Launcher, Mark
 from deepinfer.agent.simulated_devices import devices_below
 from deepinfer.agent.workshop import Workshop
+from deepinfer.fleet.resources import Backend
 
 _LOOK_AGAIN_SECONDS = 1.0
 
@@ -22,11 +23,15 @@ log = logging.getLogger(__name__)
 async def until_devices_are_free(devices: Collection[str], workshop: Workshop, tell: Callable[[Wait], None]) -> None:
     """Left-overs of ours are ended on the way; what is not ours may make this wait for ever."""
     exclusive = [device for device in devices if device != "cpu"]
-    launchers = tuple(workshop.launchers.values())
     locks = devices_below(workshop.engines.parent)
+    whose: dict[Mark, Backend] = {}
 
     def owner(process: psutil.Process) -> Mark | None:
-        return next(filter(None, (launcher.owner(process) for launcher in launchers)), None)
+        for backend, launcher in workshop.launchers.items():
+            if mark := launcher.owner(process):
+                whose[mark] = backend
+                return mark
+        return None
 
     loop = asyncio.get_running_loop()
     began = loop.time()
@@ -36,7 +41,8 @@ async def until_devices_are_free(devices: Collection[str], workshop: Workshop, t
             case Free():
                 return
             case EndThese(marks):
-                await _end(launchers, marks)
+                # Only who runs them is asked: this must not need a Docker that is not there.
+                await _end([workshop.launchers[backend] for backend in {whose[mark] for mark in marks}], marks)
             case Wait() as wait:
                 tell(wait)
                 await asyncio.sleep(_LOOK_AGAIN_SECONDS)  # no event tells that a device is free
