@@ -27,6 +27,7 @@ from deepinfer.engine_shim.frames import (
     cut,
 )
 from deepinfer.engine_shim.outbox import Outbox
+from deepinfer.engine_shim.upstream import failed
 
 
 async def connected(endpoint: str, key: bytes, target: str) -> CallStream:
@@ -97,7 +98,7 @@ class CallStream(asyncio.Protocol):
     def close(self, reason: str) -> None:
         """At once; every open answer fails for this reason."""
         if not self.broken:
-            self.broken = f"The engine at {self._target} failed: {reason.rstrip('.')}."
+            self.broken = failed(self._target, reason)
             self._transport.abort()
             answers, self._answers = self._answers, {}
             for answer in answers.values():

@@ -21,7 +21,7 @@ from deepinfer.engine_shim.call_stream import connected
 from deepinfer.engine_shim.frames import EngineCall
 from deepinfer.engine_shim.http_upstream import HttpUpstream
 from deepinfer.engine_shim.state_wire import EngineState, state_from_bytes, watch_to_bytes
-from deepinfer.engine_shim.upstream import Upstream
+from deepinfer.engine_shim.upstream import Upstream, failed
 from deepinfer.engine_shim.wire import METHODS, GenerateDelta, GenerateRequest, ShimInfo, ShimPhase
 from deepinfer.fleet.errors import EngineFailed, InvalidRequest
 
@@ -141,7 +141,7 @@ class EngineClient:
             return await connected(info.call_endpoint, info.call_key, self.target)
         current = self._upstream
         if isinstance(current, HttpUpstream):
-            if current.is_still(info.http_endpoint):
+            if current.is_still(info.http_endpoint, info.call_key):
                 return current
             current.close(f"its server is at {info.http_endpoint} now")
         return HttpUpstream(info.http_endpoint, self.target, info.call_key)
@@ -154,7 +154,7 @@ class EngineClient:
         except grpc.RpcError as error:
             if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.INVALID_ARGUMENT:
                 raise InvalidRequest(error.details()) from error
-            raise EngineFailed(f"The engine at {self.target} failed: {_reason(error)}.") from error
+            raise EngineFailed(failed(self.target, _reason(error))) from error
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if not self._closed or (task is not None and task.cancelling()):

@@ -14,6 +14,7 @@ from deepinfer.engine_shim.answer import Answer
 from deepinfer.engine_shim.dead_peers import notice_dead_peer
 from deepinfer.engine_shim.frames import WINDOW_BYTES, End, EngineCall, Headers
 from deepinfer.engine_shim.http_wire import AnswerReader, request_head
+from deepinfer.engine_shim.upstream import failed
 
 _ONE_WRITE_BYTES: Final = 64 << 10
 
@@ -117,7 +118,7 @@ class HttpConnection(asyncio.Protocol):
             self._fail(f"it closed the connection {when}{f' ({error})' if error else ''}")
 
     def _fail(self, reason: str) -> None:
-        self.end(f"The engine at {self._target} failed: {reason.rstrip('.')}.")
+        self.end(failed(self._target, reason))
 
     def _end(self) -> None:
         self.is_over, self._answer = True, None

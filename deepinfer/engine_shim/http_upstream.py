@@ -13,6 +13,7 @@ from deepinfer.engine_shim.answer import Answer
 from deepinfer.engine_shim.connecting import connect
 from deepinfer.engine_shim.frames import EngineCall
 from deepinfer.engine_shim.http_connection import HttpConnection
+from deepinfer.engine_shim.upstream import failed
 from deepinfer.fleet.errors import EngineFailed
 
 IDLE_SECONDS: Final = 4.0
@@ -24,7 +25,8 @@ class HttpUpstream:
     """`broken` is why it cannot be used any more; "" while it can."""
 
     def __init__(self, endpoint: str, target: str, key: bytes = b"") -> None:
-        self.endpoint = endpoint
+        self._endpoint = endpoint
+        self._key = key
         self.broken = ""
         self._target = target
         self._own = ((b"host", endpoint.encode()), *(((b"authorization", b"Bearer " + key),) if key else ()))
@@ -54,9 +56,9 @@ class HttpUpstream:
         await answer.until_head()
         return answer
 
-    def is_still(self, endpoint: str) -> bool:
+    def is_still(self, endpoint: str, key: bytes) -> bool:
         """The shim was asked again: whether what it told is what is here; then this one is usable again."""
-        self._doubted = endpoint != self.endpoint
+        self._doubted = (endpoint, key) != (self._endpoint, self._key)
         return self.usable
 
     def watch_ended(self, failure: str) -> None:
@@ -67,7 +69,7 @@ class HttpUpstream:
 
     def close(self, reason: str) -> None:
         if not self.broken:
-            self.broken = f"The engine at {self._target} failed: {reason.rstrip('.')}."
+            self.broken = failed(self._target, reason)
             for connection in tuple(self._all):
                 connection.end(self.broken)
 
@@ -83,11 +85,11 @@ class HttpUpstream:
 
     async def _new(self) -> HttpConnection:
         connection = await connect(
-            lambda: HttpConnection(self._target, self._own, self._freed, self._ended), self.endpoint, self._target
+            lambda: HttpConnection(self._target, self._own, self._freed, self._ended), self._endpoint, self._target
         )
         if self.broken or connection.is_over:  # meanwhile
             connection.end("")
-            raise EngineFailed(self.broken or f"The engine at {self._target} failed: it closed a new connection.")
+            raise EngineFailed(self.broken or failed(self._target, "it closed a new connection"))
         self._all.add(connection)
         return connection
 

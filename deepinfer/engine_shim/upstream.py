@@ -11,6 +11,11 @@ from deepinfer.engine_shim.answer import Answer
 from deepinfer.engine_shim.frames import EngineCall
 
 
+def failed(target: str, reason: str) -> str:
+    """What an open answer is told when the engine at `target` fails."""
+    return f"The engine at {target} failed: {reason.rstrip('.')}."
+
+
 class Upstream(Protocol):
     """Of one engine, for all calls of a client."""
 

@@ -284,6 +284,17 @@ async def test_a_server_that_moved_is_followed_and_the_old_one_s_answers_end() -
             await anext(old)
 
 
+async def test_another_server_in_the_same_place_gets_its_own_key() -> None:
+    async with sidecar() as beside, http_server(echo) as server:
+        engine = beside.shim.status.engine
+        assert engine is not None
+        for key in (b"first", b"second"):
+            beside.shim.status.engine = replace(engine, http_endpoint=server.endpoint, http_key=key)
+            await watched_once(beside.client)
+            said = json.loads(dict((await beside.client.call(GET)).headers)[b"x-said"])
+            assert said["authorization"] == f"Bearer {key.decode()}"
+
+
 async def test_a_failed_engine_fails_every_open_answer_with_its_reason() -> None:
     async with sidecar() as beside:
         answers = [await beside.client.call(GET) for _ in range(3)]
