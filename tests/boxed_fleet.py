@@ -67,11 +67,6 @@ class BoxedFleet(Fleet):
 @contextmanager
 def boxed_fleet(home: Path, engine: DockerEngine, worker: str = "") -> Iterator[BoxedFleet]:
     """With one node; nothing is left of it afterwards."""
-    fleet = BoxedFleet(home, engine, worker)
-    try:
-        fleet.start_serve()
-        fleet.start_worker()
+    with BoxedFleet(home, engine, worker).running() as fleet:
         yield fleet
-    finally:
-        fleet.close()
     assert fleet.containers() == []

@@ -8,9 +8,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import httpx
 import psutil
@@ -57,6 +58,16 @@ class Fleet:
         self._environment["DOCKER_HOST"] = docker or f"unix://{home}/no-docker.sock"
         self.serve: subprocess.Popen[bytes] | None = None
         self.workers: dict[str, subprocess.Popen[bytes]] = {}
+
+    @contextmanager
+    def running(self) -> Iterator[Self]:
+        """With `serve` and one worker; nothing of it is left after the block."""
+        try:
+            self.start_serve()
+            self.start_worker()
+            yield self
+        finally:
+            self.close()
 
     def _start(self, module: str, *args: str, log: str) -> subprocess.Popen[bytes]:
         with (self.home / log).open("ab") as out:

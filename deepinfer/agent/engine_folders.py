@@ -13,6 +13,11 @@ def is_placement_id(text: str) -> bool:
     return _PLACEMENT_ID.fullmatch(text) is not None
 
 
+def launch_file(folder: Path) -> Path:
+    """What the shim of the engine there was started with."""
+    return folder / "launch.json"
+
+
 def engine_folder(engines: Path, placement_id: str) -> Path:
     """Below the agent's folder of all engines."""
     return engines / placement_id

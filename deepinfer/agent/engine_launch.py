@@ -10,7 +10,9 @@ from deepinfer.fleet.parallelism import tensor_parallel_size
 from deepinfer.fleet.resources import Placement
 
 
-def launch_of(placement: Placement, model: Path | None, *, socket: Path, log: Path) -> EngineLaunch:
+def launch_of(
+    placement: Placement, model: Path | None, *, socket: Path, log: Path, stall_seconds: float
+) -> EngineLaunch:
     """With the defaults of what only some launchers set."""
     spec = placement.spec
     return EngineLaunch(
@@ -25,6 +27,7 @@ def launch_of(placement: Placement, model: Path | None, *, socket: Path, log: Pa
         max_model_len=spec.max_model_len,
         gpu_memory_utilization=spec.gpu_memory_utilization,
         tensor_parallel_size=tensor_parallel_size(spec),
+        stall_seconds=stall_seconds,
         engine_args=spec.engine_args,
         log=log,
         socket=socket,

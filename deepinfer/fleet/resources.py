@@ -6,6 +6,7 @@ Frozen values that cross a process or a disk, readable as JSON. They import noth
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -39,6 +40,11 @@ Version = Annotated[str, StringConstraints(pattern=r"^\d[A-Za-z0-9.+]{0,63}$"), 
 def looks_secret(variable: str) -> bool:
     """By its name. What does must neither be stored readably nor reach an engine."""
     return _SECRET.search(variable) is not None
+
+
+def without_secrets(variables: Mapping[str, str]) -> dict[str, str]:
+    """What an engine may inherit of an environment."""
+    return {name: value for name, value in variables.items() if not looks_secret(name)}
 
 
 class Resource(BaseModel):
@@ -149,6 +155,11 @@ class DeploymentSpec(Resource):
     max_model_len: int | None = Field(default=None, ge=16, le=100_000_000)
     engine_args: dict[str, Any] = Field(default_factory=dict)
     env: dict[EnvName, str] = Field(default_factory=dict)
+
+    @property
+    def docker_options(self) -> DockerOptions:
+        """With the defaults where none are given."""
+        return self.docker or DockerOptions()
 
     @field_validator("model_path")
     @classmethod

@@ -27,13 +27,8 @@ engine: sim
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    fleet = Fleet(tmp_path_factory.mktemp("fleet"))
-    try:
-        fleet.start_serve()
-        fleet.start_worker()
+    with Fleet(tmp_path_factory.mktemp("fleet")).running() as fleet:
         yield fleet
-    finally:
-        fleet.close()
 
 
 def command(fleet: Fleet, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:

@@ -20,13 +20,8 @@ def engines(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def fresh(tmp_path: Path, engines: Path) -> Iterator[Fleet]:
-    fleet = Fleet(tmp_path, engines=engines)
-    try:
-        fleet.start_serve()
-        fleet.start_worker()
+    with Fleet(tmp_path, engines=engines).running() as fleet:
         yield fleet
-    finally:
-        fleet.close()
 
 
 def test_a_waiting_deployment_starts_once_its_engine_is_installed(

@@ -19,17 +19,12 @@ from tests.fleet import Fleet, eventually
 @pytest.fixture
 def serving(tmp_path: Path) -> Iterator[Fleet]:
     """One engine on the only device, so its successor must wait until nothing of it is left."""
-    fleet = Fleet(tmp_path, worker="stall_seconds = 3\nsimulated_devices = 1\n")
-    try:
-        fleet.start_serve()
-        fleet.start_worker()
+    with Fleet(tmp_path, worker="stall_seconds = 3\nsimulated_devices = 1\n").running() as fleet:
         fleet.deploy(
             name="chat", model="m", engine="sim", device="sim:0", engine_args={"seconds_per_output_token": 0.02}
         )
         fleet.wait_ready("chat")
         yield fleet
-    finally:
-        fleet.close()
 
 
 def killed_core(engine: psutil.Process) -> str:

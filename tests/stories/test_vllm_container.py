@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -30,6 +30,7 @@ from tests.docker_images import vllm_image
 from tests.fleet import Fleet, eventually
 from tests.parity_answers import Answer, ask, shape, told
 from tests.parity_asks import CHATS, COMPLETED, ERRORS, MODEL, OTHERS, STRUCTURES, Ask
+from tests.side_by_side import Answers, both_answers, named, until_alike
 
 BOXED, NATIVE = f"{MODEL}-boxed", f"{MODEL}-plain"
 BLOCK = 32
@@ -63,19 +64,14 @@ class Pair:
     engine: DockerEngine
     image: str
 
-    def answers(self, request: Ask) -> tuple[Answer, Answer]:
-        """(the container's, the native one's), asked side by side."""
-        with ThreadPoolExecutor(2) as pool:
-            boxed, native = pool.map(lambda name: self._answer(request, name), (BOXED, NATIVE))
-        return boxed, native
+    def answers(self, request: Ask) -> Answers:
+        """(the container's, the native one's)."""
+        return both_answers(
+            request, lambda asked: self._answer(asked, BOXED), lambda asked: self._answer(asked, NATIVE)
+        )
 
-    def streams(self, request: Ask) -> tuple[Answer, Answer]:
-        """How a short answer is cut into events depends on the moment: streams that differ are asked for again."""
-        for _ in range(2):
-            boxed, native = self.answers(request)
-            if boxed.comparable() == native.comparable():
-                break
-        return boxed, native
+    def streams(self, request: Ask) -> Answers:
+        return until_alike(lambda: self.answers(request), tries=2)
 
     def _answer(self, request: Ask, name: str) -> Answer:
         found = ask(self.fleet.url, request.path, renamed(request.body, MODEL, name))
@@ -91,17 +87,12 @@ def pair(
     docker_engine: DockerEngine, vllm_engine: Environment, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Pair]:
     image = vllm_image(docker_engine, vllm_engine)
-    fleet = Fleet(tmp_path_factory.mktemp("fleet"), docker=docker_engine.host)
-    try:
-        fleet.start_serve()
-        fleet.start_worker()
+    with Fleet(tmp_path_factory.mktemp("fleet"), docker=docker_engine.host).running() as fleet:
         fleet.deploy(name=BOXED, backend="docker", docker_image=image, **SPEC)
         fleet.deploy(name=NATIVE, backend="native", **SPEC)
         fleet.wait_ready(BOXED, LOADING_SECONDS)
         fleet.wait_ready(NATIVE, LOADING_SECONDS)
         yield Pair(fleet, docker_engine, image)
-    finally:
-        fleet.close()
     assert docker_engine.ps() == []
 
 
@@ -122,12 +113,8 @@ _ASKS = {
 }
 
 
-def _named(requests: Iterable[Ask]) -> list[Any]:
-    return [pytest.param(request, id=request.name) for request in requests]
-
-
 @pytest.mark.parametrize(
-    "request_", _named([*(each for each in CHATS + STRUCTURES + COMPLETED if each.name in _ASKS), *OTHERS])
+    "request_", named([*(each for each in CHATS + STRUCTURES + COMPLETED if each.name in _ASKS), *OTHERS])
 )
 def test_both_answer_alike(pair: Pair, request_: Ask) -> None:
     boxed, native = pair.streams(request_) if request_.body.get("stream") else pair.answers(request_)
@@ -135,7 +122,7 @@ def test_both_answer_alike(pair: Pair, request_: Ask) -> None:
     assert boxed.comparable() == native.comparable()
 
 
-@pytest.mark.parametrize("request_", _named(ERRORS))
+@pytest.mark.parametrize("request_", named(ERRORS))
 def test_both_refuse_alike(pair: Pair, request_: Ask) -> None:
     boxed, native = pair.answers(request_)
     assert native.status >= 400, native

@@ -23,10 +23,7 @@ Fault = Callable[[psutil.Process], None]
 
 @pytest.fixture(scope="module")
 def serving(tmp_path_factory: pytest.TempPathFactory, vllm_engine: object) -> Iterator[Fleet]:
-    fleet = Fleet(tmp_path_factory.mktemp("fleet"))
-    try:
-        fleet.start_serve()
-        fleet.start_worker()
+    with Fleet(tmp_path_factory.mktemp("fleet")).running() as fleet:
         fleet.deploy(
             model="smollm2",
             engine="vllm",
@@ -38,8 +35,6 @@ def serving(tmp_path_factory: pytest.TempPathFactory, vllm_engine: object) -> It
         )
         fleet.wait_ready("smollm2", LOADING_SECONDS)
         yield fleet
-    finally:
-        fleet.close()
 
 
 def of_engine(shim: psutil.Process, name: str) -> psutil.Process:

@@ -35,10 +35,7 @@ pytestmark = pytest.mark.timeout(900)
 @pytest.fixture(scope="module")
 def chat(vllm_engine: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """SmolLM2 on a vLLM so small that prompts push one another out."""
-    fleet = Fleet(tmp_path_factory.mktemp("kv"))
-    try:
-        fleet.start_serve()
-        fleet.start_worker()
+    with Fleet(tmp_path_factory.mktemp("kv")).running() as fleet:
         fleet.deploy(
             name="chat",
             model="smollm2",
@@ -51,8 +48,6 @@ def chat(vllm_engine: object, tmp_path_factory: pytest.TempPathFactory) -> Itera
         )
         fleet.wait_ready("chat", seconds=600)
         yield fleet
-    finally:
-        fleet.close()
 
 
 def complete(fleet: Fleet, prompt: list[int], salt: str = "") -> None:

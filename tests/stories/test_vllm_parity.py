@@ -6,7 +6,6 @@ Requests go to both sides one at a time, because at temperature 0 equal text nee
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +16,10 @@ from pydantic import BaseModel, Field
 from deepinfer.fleet.places import cache_dir
 from tests.bare_vllm import ON_CPU, BareVllm
 from tests.fleet import Fleet, eventually
-from tests.parity_answers import Answer, ask, shape, told, without_own
+from tests.parity_answers import ask, shape, told, without_own
 from tests.parity_asks import CHATS, COMPLETED, ERRORS, MODEL, OTHERS, STRUCTURES, WEATHER, Ask
 from tests.random_lora import make_lora
+from tests.side_by_side import Answers, both_answers, named, until_alike
 
 LORA = "pirate"
 START_SECONDS = 170
@@ -45,20 +45,16 @@ class Sides:
     fleet: Fleet
     bare: BareVllm
 
-    def answers(self, request: Ask) -> tuple[Answer, Answer]:
-        """(ours, the bare one's), asked side by side."""
-        with ThreadPoolExecutor(2) as pool:
-            asked = [pool.submit(ask, url, request.path, request.body) for url in (self.fleet.url, self.bare.url)]
-        return asked[0].result(), asked[1].result()
+    def answers(self, request: Ask) -> Answers:
+        """(ours, the bare one's)."""
+        ours, bare = (
+            lambda wanted: ask(self.fleet.url, wanted.path, wanted.body),
+            lambda wanted: ask(self.bare.url, wanted.path, wanted.body),
+        )
+        return both_answers(request, ours, bare)
 
-    def streams(self, request: Ask) -> tuple[Answer, Answer]:
-        """The same for streams. A server that had no CPU for a while puts much of a short answer into one event, and
-        its shapes are then not to be seen: streams that differ are asked for again."""
-        for _ in range(2):
-            ours, bare = self.answers(request)
-            if ours.comparable() == bare.comparable():
-                return ours, bare
-        return self.answers(request)
+    def streams(self, request: Ask) -> Answers:
+        return until_alike(lambda: self.answers(request), tries=3)
 
     def clients(self) -> tuple[OpenAI, OpenAI]:
         bare = OpenAI(base_url=f"{self.bare.url}/v1", api_key="none", max_retries=0, timeout=120)
@@ -71,37 +67,30 @@ def sides(vllm_engine: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     args = {**ENGINE_ARGS, "lora_modules": [f"{LORA}={make_lora(home / LORA)}"]}
     model = {"model": cache_dir() / "models" / "smollm2-135m-instruct", "served_model_name": MODEL}
     bare = BareVllm(vllm_engine.interpreter, home / "bare.log", {**model, **SETTINGS, **args}, ON_CPU | ONE_THREAD)
-    fleet = Fleet(home)
     try:
-        fleet.start_serve()
-        fleet.start_worker()
-        fleet.deploy(
-            model=MODEL, engine="vllm", backend="native", device="cpu", **SETTINGS,
-            engine_args=args, env=ON_CPU | ONE_THREAD,
-        )  # fmt: skip
-        fleet.wait_ready(MODEL, START_SECONDS)
-        eventually(bare.is_ready, START_SECONDS)
-        yield Sides(fleet, bare)
+        with Fleet(home).running() as fleet:
+            fleet.deploy(
+                model=MODEL, engine="vllm", backend="native", device="cpu", **SETTINGS,
+                engine_args=args, env=ON_CPU | ONE_THREAD,
+            )  # fmt: skip
+            fleet.wait_ready(MODEL, START_SECONDS)
+            eventually(bare.is_ready, START_SECONDS)
+            yield Sides(fleet, bare)
     finally:
         bare.stop()
-        fleet.close()
 
 
 pytestmark = pytest.mark.timeout(2 * START_SECONDS + 60)
 
 
-def _named(requests: tuple[Ask, ...]) -> list[Any]:
-    return [pytest.param(request, id=request.name) for request in requests]
-
-
-@pytest.mark.parametrize("request_", _named(CHATS + STRUCTURES + COMPLETED + OTHERS))
+@pytest.mark.parametrize("request_", named(CHATS + STRUCTURES + COMPLETED + OTHERS))
 def test_it_answers_as_a_bare_vllm_does(sides: Sides, request_: Ask) -> None:
     ours, bare = sides.streams(request_) if request_.body.get("stream") else sides.answers(request_)
     assert bare.status == 200, bare
     assert ours.comparable() == bare.comparable()
 
 
-@pytest.mark.parametrize("request_", _named(ERRORS))
+@pytest.mark.parametrize("request_", named(ERRORS))
 def test_it_refuses_as_a_bare_vllm_does(sides: Sides, request_: Ask) -> None:
     ours, bare = sides.answers(request_)
     assert bare.status >= 400, bare

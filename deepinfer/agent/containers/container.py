@@ -18,6 +18,7 @@ from deepinfer.agent.containers.daemon import Daemon
 from deepinfer.agent.containers.failures import RuntimeUnreachable
 from deepinfer.agent.containers.seen import SeenContainer, exit_of, removed, seen_container
 from deepinfer.agent.containers.sidecar import Sidecars
+from deepinfer.agent.engine_folders import launch_file
 from deepinfer.agent.engine_log import failure_told
 from deepinfer.agent.launching import Exit, Mark
 from deepinfer.fleet.launch import EX_CONFIG, ContainerServer, EngineLaunch
@@ -41,7 +42,7 @@ class ContainerEngine:
         """Without `launch` it is one that an earlier agent started; its sidecar's launch file has the rest."""
         self.seen = seen
         self.is_adopted = launch is None
-        self.is_whole = seen.is_running and (launch is not None or (folder / "launch.json").exists())
+        self.is_whole = seen.is_running and (launch is not None or launch_file(folder).exists())
         self._daemon = daemon
         self._sidecars = sidecars
         self._folder = folder
@@ -155,11 +156,8 @@ class ContainerEngine:
                 await asyncio.sleep(_REMOVE_AGAIN_SECONDS)
 
     async def _look(self) -> SeenContainer | None:
-        try:
-            attributes = await self._daemon.ask(lambda client: client.api.inspect_container(self.seen.id))
-        except NotFound:
-            return None
-        return seen_container(attributes)
+        attributes = await self._daemon.inspected(self.seen.id)
+        return None if attributes is None else seen_container(attributes)
 
     def _hear(self, container: str, action: str) -> None:
         if container in ("", self.seen.id):
@@ -182,7 +180,7 @@ class ContainerEngine:
 
     async def _sidecar_launch(self) -> EngineLaunch:
         if self._launch is None:
-            return EngineLaunch.model_validate_json((self._folder / "launch.json").read_bytes())
+            return EngineLaunch.model_validate_json(launch_file(self._folder).read_bytes())
         server = ContainerServer(
             endpoint=self.seen.endpoint,
             api_key=self.seen.api_key,

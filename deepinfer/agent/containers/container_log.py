@@ -17,6 +17,7 @@ from deepinfer.agent.containers.failures import RuntimeUnreachable
 from deepinfer.agent.containers.seen import seconds_of
 from deepinfer.agent.engine_log import appended_log
 
+POSITION = "log.position"
 _AGAIN_SECONDS = 0.5
 _SILENCE_SECONDS = 86_400  # an idle engine prints nothing
 
@@ -30,7 +31,7 @@ class ContainerLog:
         self._daemon = daemon
         self._container = container
         self._folder = folder
-        self._position = folder / "log.position"
+        self._position = folder / POSITION
         self._is_given_up = False
 
     async def follow(self) -> None:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import docker
 import requests
-from docker.errors import APIError, DockerException
+from docker.errors import APIError, DockerException, NotFound
 
 from deepinfer.agent.containers.creation import INSTANCE
 from deepinfer.agent.containers.failures import RuntimeUnreachable
@@ -101,6 +101,13 @@ class Daemon:
         except RuntimeUnreachable as error:
             self._learn(self.facts, error.sentence)
             raise
+
+    async def inspected(self, container: str) -> Mapping[str, Any] | None:
+        """What Docker says of it; None: there is none of that id. Raises as `ask` does."""
+        try:
+            return await self.ask(lambda client: client.api.inspect_container(container))
+        except NotFound:
+            return None
 
     def listen(self, listener: Callable[[str, str], None]) -> Callable[[], None]:
         """Call `listener` with a container's id and what happened to it, and with two empty words whenever anything may

@@ -41,7 +41,7 @@ def access_to(devices: Sequence[str], known: Mapping[str, DeviceAccess]) -> Devi
     kind, ids = named[0][0], [number for _, _, number in named]
     if kind not in known:
         raise EngineWillNotStart(
-            f"Containers cannot get devices of kind {kind}; configs/{FILE_NAME} knows {_list(known)}."
+            f"Containers cannot get devices of kind {kind}; configs/{FILE_NAME} knows {', '.join(known)}."
         )
     access = known[kind]
     return access.model_copy(
@@ -51,7 +51,3 @@ def access_to(devices: Sequence[str], known: Mapping[str, DeviceAccess]) -> Devi
             "env": {name: value.format(ids=",".join(ids)) for name, value in access.env.items()},
         }
     )
-
-
-def _list(known: Mapping[str, DeviceAccess]) -> str:
-    return ", ".join(known)

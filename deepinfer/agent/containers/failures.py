@@ -31,6 +31,14 @@ class DiskFull(_Named):
 
     patience_seconds = 60.0
 
+    def __init__(self, words: str) -> None:
+        super().__init__(f"{words}; `docker system prune` or a larger disk makes room.")
+
+    @staticmethod
+    def meant_by(words: str) -> bool:
+        """Whether this is what Docker says with them."""
+        return "no space left" in words
+
 
 class ImageUnusable(_Named, EngineWillNotStart):
     """The image holds nothing that could be started."""

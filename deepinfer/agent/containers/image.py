@@ -111,8 +111,8 @@ class Layers:
 
 
 def _failure(reference: str, words: str) -> ImageMissing | DiskFull:
-    if "no space left" in words:
-        return DiskFull(f"image {reference} does not fit: {words}; `docker system prune` or a larger disk makes room.")
+    if DiskFull.meant_by(words):
+        return DiskFull(f"image {reference} does not fit: {words}")
     hint = "check its name, `docker login` on that node for a private registry, or build it there"
     return ImageMissing(f"image {reference} is not on this node and cannot be pulled: {words.rstrip('.')}; {hint}.")
 

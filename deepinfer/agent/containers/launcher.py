@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-from docker.errors import APIError, NotFound
+from docker.errors import APIError
 
 from deepinfer.agent.containers.container import ContainerEngine
+from deepinfer.agent.containers.container_log import POSITION
 from deepinfer.agent.containers.creation import BRIDGE_PORT, INSTANCE, Making, creation
 from deepinfer.agent.containers.daemon import Daemon
 from deepinfer.agent.containers.device_access import DeviceAccess, access_to, known_access
@@ -32,7 +33,7 @@ from deepinfer.agent.containers.seen import SeenContainer, seen_container
 from deepinfer.agent.containers.server_command import Listening, listening, server_command
 from deepinfer.agent.containers.sidecar import Sidecars
 from deepinfer.agent.containers.start_failure import start_failure
-from deepinfer.agent.engine_folders import engine_folder
+from deepinfer.agent.engine_folders import engine_folder, launch_file
 from deepinfer.agent.engine_launch import launch_of
 from deepinfer.agent.engine_log import log_path, start_new_log
 from deepinfer.agent.launching import Mark, Start, Tell
@@ -61,7 +62,7 @@ class ContainerLauncher:
     _marks: dict[str, Mark] = field(default_factory=dict)  # by the container's id
 
     async def prepared(self, placement: Placement, tell: Tell) -> Start:
-        options = placement.spec.docker or DockerOptions()
+        options = placement.spec.docker_options
         check_mounts(options.mounts, self.mountable, self.daemon.address)
         access = access_to(placement.devices, known_access())
         if self.daemon.trouble:
@@ -98,15 +99,15 @@ class ContainerLauncher:
             return self._marks.get(found[0]) if found else None
         return None
 
+    def _mark(self, placement: Placement) -> Mark:
+        return Mark(placement.id, placement.epoch, self.sidecars.instance)
+
     def _folder(self, mark: Mark) -> Path:
         return engine_folder(self.engines, mark.placement)
 
     async def _seen(self, container: str) -> SeenContainer | None:
-        try:
-            attributes = await self.daemon.ask(lambda client: client.api.inspect_container(container))
-        except NotFound:
-            return None
-        seen = seen_container(attributes)
+        attributes = await self.daemon.inspected(container)
+        seen = None if attributes is None else seen_container(attributes)
         if seen is not None:
             self._marks[seen.id] = seen.mark
         return seen
@@ -126,16 +127,16 @@ class ContainerLauncher:
     async def _made(
         self, placement: Placement, model: Path | None, image: Image, access: DeviceAccess
     ) -> ContainerEngine:
-        mark = Mark(placement.id, placement.epoch, self.sidecars.instance)
+        mark = self._mark(placement)
         folder = self._folder(mark)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(start_new_log(folder))
-        for of_the_last_one in ("log.position", "launch.json"):  # a new container has another port and another key
-            (folder / of_the_last_one).unlink(missing_ok=True)
-        launch = launch_of(placement, model, socket=self.sidecars.socket(mark), log=log_path(folder))
-        launch = launch.model_copy(update={"stall_seconds": self.stall_seconds})
+        for of_the_last_one in (folder / POSITION, launch_file(folder)):  # a new container has another port and key
+            of_the_last_one.unlink(missing_ok=True)
+        socket = self.sidecars.socket(mark)
+        launch = launch_of(placement, model, socket=socket, log=log_path(folder), stall_seconds=self.stall_seconds)
         making = self._making(placement, launch, image, access)
-        starting = asyncio.create_task(self._started(making, placement.spec.docker or DockerOptions()))
+        starting = asyncio.create_task(self._started(making, placement.spec.docker_options))
         try:
             seen = await asyncio.shield(starting)
         except asyncio.CancelledError:
@@ -161,8 +162,7 @@ class ContainerLauncher:
         return seen
 
     def _making(self, placement: Placement, launch: EngineLaunch, image: Image, access: DeviceAccess) -> Making:
-        options = placement.spec.docker or DockerOptions()
-        mark = Mark(placement.id, placement.epoch, self.sidecars.instance)
+        options, mark = placement.spec.docker_options, self._mark(placement)
         on_host = options.network == "host"
         place = Listening("127.0.0.1", _free_port()) if on_host else Listening("0.0.0.0", BRIDGE_PORT)  # noqa: S104
         sockets = self.sidecars.kv_events(mark) if self._may_share_sockets(options, placement) else None

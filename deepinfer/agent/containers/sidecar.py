@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 
+from deepinfer.agent.engine_folders import launch_file
 from deepinfer.agent.engine_log import appended_log
 from deepinfer.agent.launching import Mark, socket_path
-from deepinfer.agent.native.engine_process import MARK, EngineProcess, engine_processes
+from deepinfer.agent.native.engine_process import MARK, EngineProcess, engine_processes, spawned
+from deepinfer.agent.native.launcher import SHIM
 from deepinfer.fleet.durable_file import write_durably
 from deepinfer.fleet.launch import EngineLaunch
-from deepinfer.fleet.resources import looks_secret
+from deepinfer.fleet.resources import without_secrets
 
 _SUFFIX = "-sidecar"
 """After the instance in its mark: native engines are found by the instance alone."""
@@ -59,20 +59,12 @@ class Sidecars:
         self.socket(mark).unlink(missing_ok=True)
 
     def start(self, mark: Mark, launch: EngineLaunch, folder: Path) -> EngineProcess:
-        file = folder / "launch.json"
+        file = launch_file(folder)
         write_durably(file, launch.to_json())
-        inherited = {name: value for name, value in self.environment.items() if not looks_secret(name)}
         theirs = _theirs(mark)
+        variables = {**without_secrets(self.environment), MARK: str(theirs), "PYTHONUNBUFFERED": "1"}
         with appended_log(folder) as out:
-            child = subprocess.Popen(
-                [sys.executable, "-m", "deepinfer.engine_shim", str(file)],
-                cwd=folder,
-                env={**inherited, MARK: str(theirs), "PYTHONUNBUFFERED": "1"},
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
-            )
+            child = spawned([*SHIM, str(file)], folder, variables, out)
         created = psutil.Process(child.pid).create_time()
         return EngineProcess(theirs, child.pid, created, launch.socket, folder, child)
 

@@ -15,8 +15,8 @@ _IMAGES = "use an image that serves vLLM's OpenAI API, such as vllm/vllm-openai,
 def start_failure(error: APIError | ValueError) -> DeepinferError:
     """With the next step, where one is known."""
     words = " ".join(str(getattr(error, "explanation", None) or error).split()).rstrip(".")
-    if "no space left" in words:
-        return DiskFull(f"{words}; `docker system prune` or a larger disk makes room.")
+    if DiskFull.meant_by(words):
+        return DiskFull(words)
     if any(sign in words for sign in _NOTHING_TO_RUN) and "mount" not in words:
         return ImageUnusable(f"the image has no vLLM server to start: {words}; {_IMAGES}.")
     if "could not select device driver" in words:

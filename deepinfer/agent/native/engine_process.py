@@ -11,10 +11,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import psutil
 
@@ -119,6 +120,21 @@ class EngineProcess:
             with suppress(psutil.NoSuchProcess, ProcessLookupError):
                 if not (whole_group and os.getpgid(process.pid) == self.pid):
                     process.send_signal(number)
+
+
+def spawned(
+    command: Sequence[str], folder: Path, environment: Mapping[str, str], out: int | BinaryIO
+) -> subprocess.Popen[bytes]:
+    """In a session of its own, so that it outlives the agent, and in its `folder`; `out` is its log."""
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=out,
+        stderr=out,
+        start_new_session=True,
+    )
 
 
 def engine_processes(instance: str) -> dict[Mark, list[psutil.Process]]:

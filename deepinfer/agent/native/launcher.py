@@ -7,7 +7,6 @@ file, socket path, mark) is derived from its placement, so adoption needs no rec
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,11 +14,11 @@ from pathlib import Path
 
 import psutil
 
-from deepinfer.agent.engine_folders import engine_folder
+from deepinfer.agent.engine_folders import engine_folder, launch_file
 from deepinfer.agent.engine_launch import launch_of
 from deepinfer.agent.engine_log import log_path, start_new_log
 from deepinfer.agent.launching import Mark, Start, Tell, socket_path
-from deepinfer.agent.native.engine_process import MARK, EngineProcess, engine_processes, mark_of
+from deepinfer.agent.native.engine_process import MARK, EngineProcess, engine_processes, mark_of, spawned
 from deepinfer.agent.native.memory_cgroup import OutOfMemoryKills
 from deepinfer.agent.simulated_devices import devices_below
 from deepinfer.engine_environments.environment import Environment
@@ -27,7 +26,7 @@ from deepinfer.fleet.durable_file import write_durably
 from deepinfer.fleet.launch import EngineLaunch
 from deepinfer.fleet.oom_score import offer
 from deepinfer.fleet.own_package import with_own_package
-from deepinfer.fleet.resources import EngineKind, Placement, looks_secret
+from deepinfer.fleet.resources import EngineKind, Placement, without_secrets
 
 EnvironmentFor = Callable[[Placement], Environment | None]
 """None: deepinfer's own."""
@@ -80,19 +79,12 @@ class NativeLauncher:
         mark = Mark(placement.id, placement.epoch, self.instance)
         folder, socket = engine_folder(self.engines, placement.id), socket_path(self.sockets, mark)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        launch_file = folder / "launch.json"
-        write_durably(launch_file, self._launch(placement, model, socket).to_json())
+        file = launch_file(folder)
+        write_durably(file, self._launch(placement, model, socket).to_json())
         log_descriptor = start_new_log(folder)
         try:
-            child = subprocess.Popen(
-                [*self._shim_in(environment), str(launch_file)],
-                cwd=folder,
-                env=self._variables_for(placement, mark, environment),
-                stdin=subprocess.DEVNULL,
-                stdout=log_descriptor,
-                stderr=log_descriptor,
-                start_new_session=True,
-            )
+            variables = self._variables_for(placement, mark, environment)
+            child = spawned([*self._shim_in(environment), str(file)], folder, variables, log_descriptor)
         finally:
             os.close(log_descriptor)
         offer(child.pid)
@@ -114,16 +106,16 @@ class NativeLauncher:
         return self.shim if environment is None else (str(environment.interpreter), "-P", *_MODULE)
 
     def _launch(self, placement: Placement, model: Path | None, socket: Path) -> EngineLaunch:
-        launch = launch_of(placement, model, socket=socket, log=log_path(engine_folder(self.engines, placement.id)))
+        log = log_path(engine_folder(self.engines, placement.id))
+        launch = launch_of(placement, model, socket=socket, log=log, stall_seconds=self.stall_seconds)
         locks = devices_below(self.engines.parent).of(placement.devices)
-        return launch.model_copy(update={"stall_seconds": self.stall_seconds, "device_locks": locks})
+        return launch.model_copy(update={"device_locks": locks})
 
     def _variables_for(self, placement: Placement, mark: Mark, environment: Environment | None) -> dict[str, str]:
-        inherited = {name: value for name, value in self.environment.items() if not looks_secret(name)}
         gpus = [device.removeprefix("cuda:") for device in placement.devices if device.startswith("cuda:")]
         variables = {
             **(_BRIEF_SPIN if placement.spec.engine is EngineKind.LAYER_SHARD else {}),
-            **inherited,
+            **without_secrets(self.environment),
             **placement.spec.env,
             MARK: str(mark),
             "CUDA_VISIBLE_DEVICES": ",".join(gpus),

@@ -1,0 +1,37 @@
+"""Two servers of one model, alive at once and asked the same at the same time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tests.parity_answers import Answer
+from tests.parity_asks import Ask
+
+Server = Callable[[Ask], Answer]
+Answers = tuple[Answer, Answer]
+
+
+def both_answers(request: Ask, one: Server, other: Server) -> Answers:
+    """Each has only this request to answer."""
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(server, request) for server in (one, other)]
+    return asked[0].result(), asked[1].result()
+
+
+def until_alike(answers: Callable[[], Answers], tries: int) -> Answers:
+    """Of a stream. A server that had no CPU for a while puts much of a short answer into one event, and its shapes are
+    then not to be seen: streams that differ are asked for again."""
+    for _ in range(tries - 1):
+        one, other = answers()
+        if one.comparable() == other.comparable():
+            return one, other
+    return answers()
+
+
+def named(requests: Iterable[Ask]) -> list[Any]:
+    """As a test's parameters."""
+    return [pytest.param(request, id=request.name) for request in requests]
