@@ -7,9 +7,10 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --progress-bar on --disable-pip-version-check
 TO_RUN := $(VENV)/.installed-to-run
 TO_DEVELOP := $(VENV)/.installed-to-develop
+ROWS :=
 
 .DEFAULT_GOAL := help
-.PHONY: help up install test check protos bench-engine bench-vllm clean
+.PHONY: help up install test test-faults check protos bench-engine bench-fleet bench-vllm clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,8 +20,11 @@ up: $(TO_RUN) ## Run everything on this machine with a small model; Ctrl-C ends 
 
 install: $(TO_RUN) ## Make .venv with what it takes to run
 
-test: $(TO_DEVELOP) ## Run every test
-	$(BIN)/python -m pytest
+test: $(TO_DEVELOP) ## Run every test but the slow rows of the fault suite
+	$(BIN)/python -m pytest -m "not faults"
+
+test-faults: $(TO_DEVELOP) ## Kill, stop and cut off everything, as root, in about 10 minutes (ROWS=faults: the slow rows only)
+	$(BIN)/python -m pytest tests/faults -m "$(ROWS)"
 
 check: $(TO_DEVELOP) ## Check style, types and which part may import which
 	$(BIN)/ruff check .
@@ -34,6 +38,9 @@ protos: $(TO_DEVELOP) ## Compile the .proto files to descriptors
 
 bench-engine: $(TO_DEVELOP) ## Measure decoding beside transformers on this machine
 	$(BIN)/python -u -m benchmarks.engine
+
+bench-fleet: $(TO_DEVELOP) ## Measure the control plane with 1,000 simulated nodes on one real etcd
+	$(BIN)/python -u -m benchmarks.fleet
 
 bench-vllm: $(TO_DEVELOP) ## Measure a vLLM behind deepinfer beside a bare one on this machine
 	$(BIN)/deepinfer engine install vllm --cpu

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import http.client
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -16,19 +17,25 @@ from deepinfer.fleet.die_with_parent import dying_with_me
 from deepinfer.fleet.embedded_etcd import newest_etcd, server_command
 from tests.fleet import free_port
 
+PEER = "http://127.0.0.1:2380"  # as `server_command` names the lone member
+
 
 class EtcdProcess:
     """One etcd with a port and data of its own. It dies with the test run, even if that is killed."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, fsync: bool = False) -> None:
+        """Without fsync data survives a kill of the process all the same."""
         self.port = free_port()
         self.endpoint = f"127.0.0.1:{self.port}"
         self._folder = folder
+        self._fsync = fsync
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Returns when it is healthy. No fsync: data survives a kill of the process all the same."""
-        command = [*server_command(newest_etcd(), self._folder / "data", self.port), "--unsafe-no-fsync"]
+        """Returns when it is healthy."""
+        command = server_command(newest_etcd(), self._folder / "data", self.port)
+        if not self._fsync:
+            command.append("--unsafe-no-fsync")
         with (self._folder / "etcd.log").open("ab") as log:
             self._process = subprocess.Popen(dying_with_me(command, "SIGKILL"), stdout=log, stderr=log)
         deadline = time.monotonic() + 30
@@ -36,11 +43,35 @@ class EtcdProcess:
             assert self._process.poll() is None and time.monotonic() < deadline, (self._folder / "etcd.log").read_text()
             time.sleep(0.02)  # another process: there is no event to wait for
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def kill(self) -> None:
         """kill -9."""
         assert self._process is not None
         self._process.kill()
         self._process.wait()
+
+    def restart(self) -> None:
+        self.kill()
+        self.start()
+
+    def wipe(self) -> None:
+        """Its disk is lost; `start` makes it anew and empty."""
+        self.kill()
+        shutil.rmtree(self._folder / "data")
+
+    def save(self, file: Path) -> None:
+        """A backup, by etcd's own tool."""
+        self._tool("etcdctl", f"--endpoints={self.endpoint}", "snapshot", "save", str(file))
+
+    def restore(self, file: Path) -> None:
+        """What is there is lost; `start` goes on from the backup, as the same cluster by its name."""
+        self.wipe()
+        same = [f"--initial-cluster=default={PEER}", f"--initial-advertise-peer-urls={PEER}"]
+        self._tool("etcdutl", "snapshot", "restore", str(file), f"--data-dir={self._folder / 'data'}", *same)
 
     def pause(self) -> None:
         assert self._process is not None
@@ -60,6 +91,10 @@ class EtcdProcess:
 
     def metric(self, name: str) -> float:
         return next(float(line.split()[1]) for line in self.http_get("/metrics").splitlines() if line.startswith(name))
+
+    def _tool(self, name: str, *arguments: str) -> None:
+        command = [str(newest_etcd().with_name(name)), *arguments]
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
 
     def _is_healthy(self) -> bool:
         try:

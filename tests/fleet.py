@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -20,6 +20,8 @@ from openai import OpenAI
 from deepinfer.fleet import places
 
 T = TypeVar("T")
+
+NOTHING: Mapping[str, str] = {}
 
 
 def free_port() -> int:
@@ -38,26 +40,65 @@ def eventually(look: Callable[[], T], seconds: float = 20.0) -> T:
     return found
 
 
+def routed(http: httpx.Client, model: str) -> int:
+    """How many replicas of it one gateway would send a request to now."""
+    return metric(http, "deepinfer_replicas", f'model="{model}"', 'state="ready"')
+
+
+def metric(http: httpx.Client, name: str, *labels: str) -> int:
+    """Of a gateway; 0 for one that is not there."""
+    for line in http.get("/metrics").text.splitlines():
+        if line.startswith(f"{name}{{") and all(label in line for label in labels):
+            return int(float(line.rpartition(" ")[2]))
+    return 0
+
+
+def foreseen_places(told: Any) -> list[tuple[str, list[str]]]:
+    """Where a dry run says that a new deployment ends; its explanation of the first step must not say otherwise."""
+    started = [replica for replica in told["foreseen"]["started"] if replica["deployment"] == told["name"]]
+    explanation = told["explanation"]
+    if not explanation["missing"]:
+        assert where(r for r in explanation["replicas"] if r["why"].startswith("starts")) == where(started)
+    return where(started)
+
+
+def where(replicas: Iterable[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Node and devices of each."""
+    return sorted((replica["node"], replica["devices"]) for replica in replicas)
+
+
 class Fleet:
     """Started and killed by hand; `close` checks that nothing is left."""
 
-    def __init__(self, home: Path, worker: str = "", engines: Path | None = None, docker: str | None = None) -> None:
-        """`worker`: lines of the configuration's [worker] table. `engines`: where its workers look for installed
+    def __init__(
+        self,
+        home: Path,
+        worker: str = "",
+        engines: Path | None = None,
+        docker: str | None = None,
+        etcd: str = "",
+        *,
+        serve: str = "",
+    ) -> None:
+        """`worker`, `serve`: lines of these tables of the configuration. `engines`: where workers look for installed
         engines; the user's own folder if it is not given. `docker`: where its workers look for Docker; nowhere if it is
-        not given."""
+        not given. `etcd`: the endpoint of one that runs; `serve` brings its own if it is not given."""
         self.home = home
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.etcd_port = free_port()
         self.config = home / "deepinfer.toml"
-        self.config.write_text(f"[etcd]\nport = {self.etcd_port}\n[serve]\nport = {self.port}\n[worker]\n{worker}")
-        self.http = httpx.Client(base_url=self.url, timeout=60)
+        store = f'endpoints = ["{etcd}"]' if etcd else f"port = {self.etcd_port}"
+        self.config.write_text(f"[etcd]\n{store}\n[serve]\nport = {self.port}\n{serve}[worker]\n{worker}")
+        idle = httpx.Limits(keepalive_expiry=2)  # the server's 5 s are httpx's too, and then both act at once
+        self.http = httpx.Client(base_url=self.url, timeout=60, limits=idle)
         self.openai = OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=120)
         engines = engines or places.engines_dir()
         self._environment = {**os.environ, "XDG_DATA_HOME": str(home), "DEEPINFER_ENGINES_DIR": str(engines)}
         self._environment["DOCKER_HOST"] = docker or f"unix://{home}/no-docker.sock"
         self.serve: subprocess.Popen[bytes] | None = None
         self.workers: dict[str, subprocess.Popen[bytes]] = {}
+        self._foreseen: dict[str, list[tuple[str, list[str]]]] = {}
 
     @contextmanager
     def running(self) -> Iterator[Self]:
@@ -69,24 +110,28 @@ class Fleet:
         finally:
             self.close()
 
-    def _start(self, module: str, *args: str, log: str) -> subprocess.Popen[bytes]:
+    def _start(
+        self, module: str, *args: str, log: str, more: Mapping[str, str] = NOTHING, **how: Any
+    ) -> subprocess.Popen[bytes]:
+        """`more`: of its environment. `how`: what else Popen takes."""
         with (self.home / log).open("ab") as out:
             return subprocess.Popen(
                 [sys.executable, "-m", module, "-c", str(self.config), *args],
-                env=self._environment,
+                env={**self._environment, **more},
                 stdout=out,
                 stderr=out,
                 start_new_session=True,
+                **how,
             )
 
     def start_serve(self) -> None:
         self.serve = self._start("deepinfer.control_plane", log="serve.log")
         eventually(lambda: self.is_up("/ready"), 30)
 
-    def start_worker(self, name: str = "node-1") -> None:
+    def start_worker(self, name: str = "node-1", **how: Any) -> None:
         log = self.home / f"{name}.log"
         told = log.read_text().count(": ready") if log.exists() else 0
-        self.workers[name] = self._start("deepinfer.agent", "-n", name, log=log.name)
+        self.workers[name] = self._start("deepinfer.agent", "-n", name, log=log.name, **how)
         eventually(lambda: log.read_text().count(": ready") > told, 30)
 
     def is_up(self, path: str) -> bool:
@@ -100,29 +145,36 @@ class Fleet:
         return answer["data"] if answer.get("object") == "list" else answer
 
     def deploy(self, **body: Any) -> Any:
+        """After a dry run, by a server that knows every worker: `wait_ready` compares what it told with what came."""
+        running = {name for name, worker in self.workers.items() if worker.poll() is None}
+        eventually(lambda: running <= {node["name"] for node in self.get("/v1/nodes") if node["alive"]})
+        told = self.http.post("/v1/deployments", json=body, params={"dry_run": "true"})
         answer = self.http.post("/v1/deployments", json=body)
         assert answer.status_code == 201, answer.text
+        assert told.status_code == 200, told.text
+        self._foreseen[told.json()["name"]] = foreseen_places(told.json())
         return answer.json()
 
-    def wait_ready(self, name: str, seconds: float = 60) -> list[dict[str, Any]]:
-        """The replicas of a deployment, all of them ready and routed to."""
+    def wait_ready(self, name: str, seconds: float = 60, *, as_foreseen: bool = True) -> list[dict[str, Any]]:
+        """The replicas of a deployment, all of them ready and routed to; the first time, where the dry run said.
+
+        `as_foreseen` is False where the test itself changed the fleet between the two.
+        """
 
         def look() -> list[dict[str, Any]]:
             try:
                 status = self.get(f"/v1/deployments/{name}")["status"]
                 assert status["phase"] != "failed", status
-                replicas = self.replicas(name)
+                replicas = [replica for replica in self.replicas(name) if replica["intent"] == "serve"]
             except httpx.TransportError:
                 return []
-            return replicas if status["phase"] == "ready" and self._routed(name) >= len(replicas) else []
+            return replicas if status["phase"] == "ready" and routed(self.http, name) >= len(replicas) else []
 
-        return eventually(look, seconds)
-
-    def _routed(self, name: str) -> int:
-        for line in self.http.get("/metrics").text.splitlines():
-            if line.startswith("deepinfer_replicas{") and f'model="{name}"' in line and 'state="ready"' in line:
-                return int(float(line.rpartition(" ")[2]))
-        return 0
+        found = eventually(look, seconds)
+        foreseen = self._foreseen.pop(name, None)
+        if foreseen is not None and as_foreseen:
+            assert where(found) == foreseen
+        return found
 
     def replicas(self, deployment: str) -> list[dict[str, Any]]:
         return [r for r in self.get("/v1/replicas") if r["deployment"] == deployment]

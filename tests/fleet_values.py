@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-from deepinfer.fleet.resources import (
-    Deployment,
-    DeploymentSpec,
-    EngineKind,
-    InstalledEngine,
-    Intent,
-    Phase,
-    Placement,
-    ReplicaStatus,
-)
+from deepinfer.fleet.resources import Deployment, InstalledEngine, Intent, Phase, Placement, ReplicaStatus
+from deepinfer.fleet.spec import DeploymentSpec, EngineKind
 
 UID = "aaaaa"
 

@@ -25,7 +25,8 @@ from deepinfer.agent.engine_log import log_path
 from deepinfer.agent.launching import Exit, LaunchedEngine, Launcher
 from deepinfer.agent.native.engine_process import engine_processes
 from deepinfer.agent.native.launcher import NativeLauncher
-from deepinfer.fleet.resources import Backend, DeploymentSpec, DockerOptions, Placement
+from deepinfer.fleet.resources import Placement
+from deepinfer.fleet.spec import Backend, DeploymentSpec, DockerOptions
 from tests.docker_engine import DockerEngine
 from tests.docker_images import sim_image
 from tests.fleet_values import placement

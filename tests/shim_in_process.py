@@ -18,7 +18,7 @@ from deepinfer.engine_shim.token_engine import EngineInfo, EngineLoad
 from deepinfer.engine_shim.wire import GenerateDelta, GenerateRequest
 from deepinfer.fleet.errors import EngineFailed
 from deepinfer.fleet.launch import EngineLaunch
-from deepinfer.fleet.resources import EngineKind
+from deepinfer.fleet.spec import EngineKind
 
 
 @dataclass

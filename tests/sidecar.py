@@ -12,7 +12,7 @@ from typing import Any
 
 from deepinfer.engine_shim.client import EngineClient, EngineState, ShimPhase
 from deepinfer.fleet.launch import ContainerServer, EngineLaunch
-from deepinfer.fleet.resources import EngineKind
+from deepinfer.fleet.spec import EngineKind
 
 
 def sidecar_launch(folder: Path, server: ContainerServer, **fields: Any) -> EngineLaunch:

@@ -16,7 +16,7 @@ from deepinfer.engine_shim.client import EngineClient
 from deepinfer.engine_shim.state_wire import EngineState
 from deepinfer.engine_shim.wire import ShimPhase
 from deepinfer.fleet.launch import EngineLaunch
-from deepinfer.fleet.resources import EngineKind
+from deepinfer.fleet.spec import EngineKind
 
 
 @dataclass
@@ -57,6 +57,7 @@ async def sim_process(
         engine_args=engine_args,
         stall_seconds=stall_seconds,
         socket=socket,
+        port_note=folder / f"{replica}.port.json",
     )
     file = folder / f"{replica}.json"
     file.write_bytes(launch.to_json())

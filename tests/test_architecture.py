@@ -12,12 +12,24 @@ PACKAGE = Path(__file__).parent.parent / "deepinfer"
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if not path.name.endswith("_descriptor.py"))
 MOST_LINES, MOST_FUNCTION_LINES, MOST_PARAMETERS = 300, 50, 5
 EMPTY_WORDS = {"utils", "util", "common", "manager", "helper", "helpers", "handler", "processor", "base", "misc"}
+NOT_PURE = {"scheduler.py", "event_log.py"}
 PURE = [
-    "control_plane/scheduler/plan.py",
-    "control_plane/scheduler/fit.py",
+    *(
+        f"control_plane/scheduler/{path.name}"
+        for path in sorted((PACKAGE / "control_plane/scheduler").glob("*.py"))
+        if path.name not in NOT_PURE
+    ),
+    "control_plane/management/consequences.py",
+    "control_plane/management/history.py",
+    "control_plane/management/progress.py",
     "control_plane/router/choose.py",
+    "control_plane/router/news.py",
     "control_plane/router/candidate.py",
     "agent/plan.py",
+    "etcd/pace.py",
+    "agent/pressure.py",
+    "agent/safetensors_header.py",
+    "fleet/cache.py",
 ]
 IMPURE = {"asyncio", "time", "random", "uuid", "grpc", "os"}
 

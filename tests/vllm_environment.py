@@ -7,7 +7,7 @@ import sys
 
 from deepinfer.engine_environments.environment import Environment, environments
 from deepinfer.fleet.places import engines_dir
-from deepinfer.fleet.resources import EngineKind
+from deepinfer.fleet.spec import EngineKind
 
 
 def vllm_environment() -> Environment:

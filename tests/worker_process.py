@@ -35,6 +35,7 @@ class Worker:
     state: str = "state"
     start_timeout: float = 20
     more_config: str = ""  # lines of its [worker] table
+    more_arguments: tuple[str, ...] = ()
     process: ProcessLines | None = None
     instances: set[str] = field(default_factory=set)
 
@@ -57,6 +58,7 @@ class Worker:
             self.etcd,
             "--state-dir",
             str(self.home / self.state),
+            *self.more_arguments,
         ]
         environment = {**os.environ, "XDG_CACHE_HOME": str(self.home / "cache")}
         self.process = await ProcessLines.start("deepinfer.agent", *arguments, environment=environment)

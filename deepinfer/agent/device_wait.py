@@ -13,7 +13,7 @@ from deepinfer.agent.device_holders import holders_of
 from deepinfer.agent.launching import Launcher, Mark
 from deepinfer.agent.simulated_devices import devices_below
 from deepinfer.agent.workshop import Workshop
-from deepinfer.fleet.resources import Backend
+from deepinfer.fleet.spec import Backend
 
 _LOOK_AGAIN_SECONDS = 1.0
 

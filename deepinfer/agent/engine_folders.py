@@ -18,6 +18,11 @@ def launch_file(folder: Path) -> Path:
     return folder / "launch.json"
 
 
+def port_note(folder: Path) -> Path:
+    """Which port the shim there listened on last; the shim's own to write."""
+    return folder / "port.json"
+
+
 def engine_folder(engines: Path, placement_id: str) -> Path:
     """Below the agent's folder of all engines."""
     return engines / placement_id

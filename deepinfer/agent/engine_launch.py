@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from deepinfer.agent.engine_folders import port_note
+from deepinfer.agent.engine_log import log_path
 from deepinfer.fleet.launch import EngineLaunch
 from deepinfer.fleet.parallelism import tensor_parallel_size
 from deepinfer.fleet.resources import Placement
 
 
 def launch_of(
-    placement: Placement, model: Path | None, *, socket: Path, log: Path, stall_seconds: float
+    placement: Placement, model: Path | None, *, socket: Path, folder: Path, stall_seconds: float
 ) -> EngineLaunch:
-    """With the defaults of what only some launchers set."""
+    """In the placement's `folder`, with the defaults of what only some launchers set."""
     spec = placement.spec
     return EngineLaunch(
         placement=placement.id,
@@ -29,8 +31,9 @@ def launch_of(
         tensor_parallel_size=tensor_parallel_size(spec),
         stall_seconds=stall_seconds,
         engine_args=spec.engine_args,
-        log=log,
+        log=log_path(folder),
         socket=socket,
+        port_note=port_note(folder),
     )
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from deepinfer.agent.launching import Mark
 from deepinfer.engine_shim.client import EngineClient
@@ -51,6 +52,16 @@ class Sight:
     message: str = ""
     endpoint: str | None = None
     memory_bytes: int | None = None
+
+
+@asynccontextmanager
+async def connected(socket: Path) -> AsyncIterator[EngineClient]:
+    """To the shim behind it; nothing is said yet."""
+    client = EngineClient(f"unix:{socket}")
+    try:
+        yield client
+    finally:
+        await client.close()
 
 
 async def sights(client: EngineClient, mark: Mark) -> AsyncGenerator[Sight, None]:

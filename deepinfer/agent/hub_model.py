@@ -64,6 +64,14 @@ def _pinned(pin: Path) -> Path | None:
     try:
         folder = Path(os.fsdecode(pin.read_bytes()))
         check_model_folder(folder)
-    except (FileNotFoundError, ModelUnavailable):
+    except (FileNotFoundError, ModelUnavailable, ValueError):  # the last: no path at all, so the pin is damaged
         return None
     return folder
+
+
+def hub_cache(environment: Mapping[str, str]) -> Path | None:
+    """Where huggingface_hub keeps its files, if it has any."""
+    caches = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    home = Path(environment.get("HF_HOME") or caches / "huggingface")
+    cache = Path(environment.get("HF_HUB_CACHE") or home / "hub")
+    return cache if cache.is_dir() else None

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepinfer.agent.hub_model import HubModels
-from deepinfer.agent.model_folder import check_folder, check_model_folder
+from deepinfer.agent.model_folder import check_folder, check_model_folder, check_place
 from deepinfer.agent.registry import CarriedByWheel, OnHub, Source, registry
 from deepinfer.agent.wheel_model import WheelModels
 from deepinfer.fleet.errors import ModelUnavailable
-from deepinfer.fleet.resources import DeploymentSpec, EngineKind
+from deepinfer.fleet.spec import DeploymentSpec, EngineKind
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -27,12 +27,18 @@ class Models:
 
     folder: Path
     environment: Mapping[str, str]  # for the processes that fetch and convert, secrets included
+    roots: tuple[Path, ...] = ()  # where a model_path may lead; empty: anywhere
 
     async def files(self, spec: DeploymentSpec, progress: Progress) -> Path | None:
-        """The model's folder; None for an engine that needs no files. Raises `ModelUnavailable`."""
+        """The model's folder; None for an engine that needs no files.
+
+        Raises `ModelUnavailable`, and `ModelRefused` for one that lies where none may.
+        """
         simulated = spec.engine is EngineKind.SIM  # it reads a tokenizer at most
         if spec.model_path is not None:
             path = Path(spec.model_path)
+            if self.roots:
+                await asyncio.to_thread(check_place, path, self.roots)
             await asyncio.to_thread(check_folder if simulated else check_model_folder, path)
             return path
         if simulated:

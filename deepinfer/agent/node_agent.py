@@ -15,14 +15,16 @@ from pathlib import Path
 
 from deepinfer.agent.engine_folders import is_placement_id
 from deepinfer.agent.launching import Launcher, Mark
-from deepinfer.agent.plan import Forget, Situation, Start, Stop, Wait, Wanted, plan
+from deepinfer.agent.membership import Membership
+from deepinfer.agent.plan import Forget, Hold, Situation, Start, Stop, Wait, Wanted, plan
 from deepinfer.agent.replica import Replica
 from deepinfer.agent.workshop import ModelFiles, Workshop
 from deepinfer.fleet import keys
 from deepinfer.fleet.config import WorkerConfig
-from deepinfer.fleet.errors import StoreFull, StoreUnavailable
-from deepinfer.fleet.resources import Backend, ReplicaStatus
+from deepinfer.fleet.errors import AnotherFleet, StoreFull, StoreUnavailable
+from deepinfer.fleet.resources import Intent, ReplicaStatus
 from deepinfer.fleet.snapshot import Snapshot, snapshot_of
+from deepinfer.fleet.spec import Backend
 from deepinfer.fleet.store import EtcdStore
 
 _MESSAGE_SECONDS = 1.0  # progress messages reach the store this often at most
@@ -50,14 +52,30 @@ class NodeAgent:
         engines: Path,
         launchers: Mapping[Backend, Launcher],
         model_files: ModelFiles,
+        *,
+        membership: Membership,
     ) -> None:
         self.changed = asyncio.Event()
+        self.passed = asyncio.Event()  # set after every pass
         self._node = node
+        self._membership = membership
         self._workshop = Workshop(node, config, engines, launchers, model_files, self._in_charge, self._told)
         self._replicas: dict[str, Replica] = {}
         self._known: Known | None = None
+        self._closed: tuple[str, ...] = ()
         self._store_lost = False
         self._alarm: asyncio.TimerHandle | None = None
+
+    @property
+    def holds(self) -> tuple[str, ...]:
+        """Every placement that is to serve here, or of which something is still here."""
+        wanted = self._known.wanted.placements if self._known else ()
+        return tuple(sorted({p.id for p in wanted if p.intent is Intent.SERVE} | self._replicas.keys()))
+
+    def close(self, reasons: tuple[str, ...]) -> None:
+        """Start nothing new, for these reasons; without any: again."""
+        self._closed = reasons
+        self.changed.set()
 
     async def adopt(self, launcher: Launcher, tasks: asyncio.TaskGroup) -> None:
         """Take over what an earlier agent left: whole engines are kept, remains of broken ones are ended."""
@@ -77,9 +95,13 @@ class NodeAgent:
 
     async def converge(self, store: EtcdStore, tasks: asyncio.TaskGroup) -> None:
         """One pass. Without the store it acts on the last reading, and looks again soon."""
+        await self._pass(store, tasks)
+        self.passed.set()
+
+    async def _pass(self, store: EtcdStore, tasks: asyncio.TaskGroup) -> None:
         try:
             known = await self._read(store)
-        except StoreUnavailable as error:
+        except (StoreUnavailable, AnotherFleet) as error:
             self._store_is_lost(error)
             self._act(tasks)
             return
@@ -118,8 +140,11 @@ class NodeAgent:
             replica.stop(hurry=True)
 
     async def _read(self, store: EtcdStore) -> Known:
+        """Raises `AnotherFleet` if this store is not to be obeyed."""
         placements = (await store.read(keys.placement(self._node, ""))).values
         statuses = (await store.read(keys.status(self._node, ""))).values
+        # Last: a store that was exchanged before the placements were read still tells so.
+        self._membership.check((await store.read(keys.IDENTITY)).values.get(keys.IDENTITY))
         return _known(snapshot_of({**placements, **statuses}), self._node, statuses)
 
     def _act(self, tasks: asyncio.TaskGroup) -> set[str]:
@@ -129,10 +154,12 @@ class NodeAgent:
         seen = {placement_id: replica.seen for placement_id, replica in self._replicas.items()}
         wanted = self._known.wanted if self._known else None
         forgotten = set()
-        for action in plan(Situation(loop.time(), wanted, seen)):
+        for action in plan(Situation(loop.time(), wanted, seen, self._closed)):
             match action:
                 case Start(placement):
                     self._replica(placement.id).start(placement, tasks)
+                case Hold(placement, reasons):
+                    self._replica(placement.id).hold(placement, reasons)
                 case Stop(placement_id):
                     log.info("stopping %s", placement_id)
                     self._replicas[placement_id].stop()
@@ -174,6 +201,8 @@ class NodeAgent:
         if not self._store_lost:
             log.warning("%s Engines keep running; going on with what was known.", error)
         self._store_lost = True
+        if isinstance(error, AnotherFleet):
+            return  # a person's word changes a key, and that wakes us
         self._wake_at(asyncio.get_running_loop().time() + _STORE_AGAIN_SECONDS)
 
     def _told(self, matters_at_once: bool) -> None:

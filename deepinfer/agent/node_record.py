@@ -15,6 +15,7 @@ from typing import Any
 from watchfiles import awatch
 
 from deepinfer.agent.containers.daemon import Daemon
+from deepinfer.agent.membership import Membership
 from deepinfer.engine_environments.installed import installed_engines
 from deepinfer.fleet.resources import Node
 
@@ -33,6 +34,18 @@ class NodeRecord:
         self._engines = engines
         self._daemon = daemon
 
+    @property
+    def closed(self) -> tuple[str, ...]:
+        """Why nothing new is started here; empty while it is."""
+        return (*(("its worker was told to leave",) if self.node.leaving else ()), *self.node.pressure)
+
+    def press(self, sentences: tuple[str, ...]) -> None:
+        self._become({"pressure": sentences})
+
+    def leave(self) -> None:
+        """What runs here is to be replaced elsewhere."""
+        self._become({"leaving": True})
+
     async def follow_engines(self) -> None:
         """Never returns."""
         async for _ in _looks(self._engines):
@@ -48,6 +61,15 @@ class NodeRecord:
             changed = self._daemon.changed
             if self._daemon.state != self.node.containers:
                 self._become({"containers": self._daemon.state})
+            await changed.wait()
+
+    async def follow_fleet(self, membership: Membership) -> None:
+        """Never returns."""
+        while True:
+            changed = membership.changed
+            known = {"fleet": membership.fleet, "fleet_trouble": membership.trouble}
+            if known != {field: getattr(self.node, field) for field in known}:
+                self._become(known)
             await changed.wait()
 
     def _become(self, changes: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 from dataclasses import dataclass
 
@@ -45,6 +46,14 @@ def crashed(reason: str, failures_in_a_row: int, wait_seconds: float) -> str:
     """What a status says while the next try is waited for."""
     loop = f"crash loop: {failures_in_a_row} failures in a row; " if failures_in_a_row >= CRASH_LOOP else ""
     return f"{loop}{reason.rstrip('.')}; trying again {wait_seconds:.0f} s later."
+
+
+def kept_from_starting(error: OSError) -> str:
+    """By a file of the agent's own, or a program that is not there."""
+    where = error.filename or "a file"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"The disk is full: {where} cannot be written; make room there"
+    return f"{where}: {error.strerror}" if error.strerror else str(error)
 
 
 def with_log(text: str, replica: str, line: str) -> str:

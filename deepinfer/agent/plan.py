@@ -50,11 +50,20 @@ class Situation:
     now: float
     wanted: Wanted | None = None  # None: the store was never read, so nothing is known
     seen: Mapping[str, Seen] = field(default_factory=dict)
+    closed: tuple[str, ...] = ()  # why nothing new is started here; empty: it is
 
 
 @dataclass(frozen=True)
 class Start:
     placement: Placement
+
+
+@dataclass(frozen=True)
+class Hold:
+    """It would start if this node took anything new."""
+
+    placement: Placement
+    reasons: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,7 @@ class Keep:
     id: str
 
 
-Action = Start | Stop | Forget | Wait | Keep
+Action = Start | Hold | Stop | Forget | Wait | Keep
 
 
 def plan(situation: Situation) -> tuple[Action, ...]:
@@ -100,7 +109,7 @@ def _actions(situation: Situation) -> Iterator[Action]:
         seen = situation.seen.get(placement_id) or Seen(placement_id, 0, Stage.ABSENT)
         placement = placements.get(placement_id)
         if placement is not None and placement.intent is Intent.SERVE:
-            yield _serve(placement, seen, situation.now)
+            yield _held(_serve(placement, seen, situation.now), seen, situation.closed)
         else:
             yield _end(seen, known=placement_id in situation.seen or placement_id in wanted.reported)
     yield from (Keep(placement_id) for placement_id in sorted(wanted.unreadable))
@@ -116,9 +125,18 @@ def _serve(placement: Placement, seen: Seen, now: float) -> Action:
             return Start(placement) if now >= seen.not_before else Wait(seen.id, seen.not_before)
         case ((Stage.CRASHED | Stage.REFUSED), False):
             return Start(placement)  # what failed was another epoch
-        case ((Stage.PREPARING | Stage.RUNNING), False):
+        case ((Stage.PREPARING | Stage.RUNNING), False) if placement.epoch > seen.epoch:
             return Stop(seen.id)  # the new epoch starts when this one's process group is verified gone
-    return Keep(seen.id)  # ENDING
+    # ENDING; or newer than its placement, as after an old backup was restored: its status tells the leader so.
+    return Keep(seen.id)
+
+
+def _held(action: Action, seen: Seen, closed: tuple[str, ...]) -> Action:
+    """What ran here and crashed is tried again all the same: it is nothing new."""
+    match action:
+        case Start(placement) if closed and (seen.stage, seen.epoch) != (Stage.CRASHED, placement.epoch):
+            return Hold(placement, closed)
+    return action
 
 
 def _end(seen: Seen, *, known: bool) -> Action:

@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Mapping
 from importlib.resources import files
 
-from deepinfer.fleet.resources import Name, Resource
+from deepinfer.fleet.resource import Name, Resource
 
 
 class CarriedByWheel(Resource):

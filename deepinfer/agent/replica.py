@@ -9,19 +9,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import replace
+from collections.abc import Sequence
+from contextlib import aclosing
 from typing import Any
 
 from deepinfer.agent.device_wait import until_devices_are_free
 from deepinfer.agent.draining import drained
 from deepinfer.agent.engine_log import error_told, failure_told, last_useful_line
-from deepinfer.agent.engine_watch import NoAnswer, NotThisEngine, Sight, sights
+from deepinfer.agent.engine_watch import NoAnswer, NotThisEngine, Sight, connected, sights
 from deepinfer.agent.launching import Exit, LaunchedEngine, Mark
-from deepinfer.agent.obituary import End, crashed, how_it_ended, with_log
+from deepinfer.agent.obituary import End, crashed, how_it_ended, kept_from_starting, with_log
 from deepinfer.agent.plan import Seen, Stage
-from deepinfer.agent.restarts import Restarts
+from deepinfer.agent.restarts import FORGIVEN_AFTER_SECONDS, Restarts
 from deepinfer.agent.workshop import Workshop
 from deepinfer.engine_shim.client import EngineClient
 from deepinfer.fleet.errors import DeepinferError, EngineWillNotStart
@@ -43,7 +42,7 @@ class Replica:
         self._workshop = workshop
         self._stage = Stage.ABSENT
         self._epoch = last_status.epoch if last_status else 0
-        self._restarts = Restarts(total=last_status.restarts if last_status else 0)
+        self._restarts = Restarts().and_before(last_status) if last_status else Restarts()
         self._started_before = last_status is not None and (last_status.pid is not None or last_status.restarts > 0)
         self._inherits = False
         self._life: asyncio.Task[None] | None = None
@@ -65,12 +64,17 @@ class Replica:
 
     def start(self, placement: Placement, tasks: asyncio.TaskGroup) -> None:
         """Begin a life with this placement."""
-        if placement.epoch != self._epoch:
-            self._restarts, self._started_before = Restarts(), False
-        self._epoch = placement.epoch
+        self._take(placement)
         self._begin(Stage.PREPARING)
         self._publish(phase=Phase.PREPARING, message="", endpoint=None, pid=None, memory_bytes=None)
         self._live_with(placement, tasks)
+
+    def hold(self, placement: Placement, reasons: Sequence[str]) -> None:
+        """Not begun: this node takes nothing new."""
+        self._take(placement)
+        self._stage = Stage.ABSENT
+        message = f"waiting: {self._workshop.node} starts nothing new ({'; '.join(reasons)})"
+        self._publish(phase=Phase.PREPARING, message=message, endpoint=None, pid=None, memory_bytes=None)
 
     def adopt(self, engine: LaunchedEngine, tasks: asyncio.TaskGroup) -> None:
         """Go on with a life that an earlier agent began."""
@@ -82,7 +86,7 @@ class Replica:
     def remember(self, status: ReplicaStatus | None) -> None:
         """What the agent that an engine was adopted from had counted; heard of once the store can be read."""
         if self._inherits and status is not None and status.epoch == self._epoch:
-            self._restarts = replace(self._restarts, total=self._restarts.total + status.restarts)
+            self._restarts = self._restarts.and_before(status)
             if self.status is not None:
                 self._publish()
         self._inherits = False
@@ -108,6 +112,11 @@ class Replica:
             self._life.cancel()
         await self.ended()
 
+    def _take(self, placement: Placement) -> None:
+        if placement.epoch != self._epoch:
+            self._restarts, self._started_before = Restarts(), False
+        self._epoch = placement.epoch
+
     def _begin(self, stage: Stage) -> None:
         self._stage = stage
         self._ending, self._ready, self._hurry = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -132,7 +141,7 @@ class Replica:
         except DeepinferError as error:
             self._fail(Stage.CRASHED, str(error), patience=error.patience_seconds)
         except OSError as error:
-            self._fail(Stage.CRASHED, str(error))
+            self._fail(Stage.CRASHED, kept_from_starting(error))
         except Exception as error:
             log.exception("the life of %s ended in a fault of this program", self.id)
             if self._engine is not None:
@@ -140,8 +149,11 @@ class Replica:
             self._fail(Stage.CRASHED, f"The worker itself failed ({error!r}); its log has more.")
 
     async def _started(self, placement: Placement) -> LaunchedEngine:
+        model = None
+        if placement.spec.model_path is not None:  # looked at in no time, where fetching an image may take minutes
+            model = await self._workshop.model_files(placement.spec, self._tell)
         start = await self._workshop.launchers[placement.spec.backend].prepared(placement, self._tell)
-        model = await self._workshop.model_files(placement.spec, self._tell)
+        model = model or await self._workshop.model_files(placement.spec, self._tell)
         await until_devices_are_free(
             placement.devices, self._workshop, lambda wait: self._tell(wait.message, needs_help=wait.needs_help)
         )
@@ -159,11 +171,12 @@ class Replica:
 
     async def _run_to_its_end(self, engine: LaunchedEngine) -> Exit:
         """Returns when nothing of it is left."""
-        async with _connected(engine) as client, asyncio.TaskGroup() as tasks:
+        async with connected(engine.socket) as client, asyncio.TaskGroup() as tasks:
             companions = [
                 tasks.create_task(self._watch(client, engine)),
                 tasks.create_task(self._end_when_asked(client, engine)),
                 tasks.create_task(self._end_if_never_ready(engine)),
+                tasks.create_task(self._forgive()),
             ]
             seen = await engine.ended()
             if self._stage is Stage.RUNNING and seen.status != EX_CONFIG:
@@ -217,6 +230,13 @@ class Replica:
             stage = f"; it had come to: {self.status.message}" if self.status and self.status.message else ""
             await self._kill_for(engine, f"It was not ready after {limit:g} s{stage}")
 
+    async def _forgive(self) -> None:
+        """Else its status would tell of old failures as long as it runs well."""
+        await self._ready.wait()
+        await asyncio.sleep(FORGIVEN_AFTER_SECONDS)
+        self._restarts = self._restarts.forgiven()
+        self._publish()
+
     async def _kill_for(self, engine: LaunchedEngine, reason: str) -> None:
         """At once: what hangs does not obey, and has nothing left to save."""
         self._blame = reason
@@ -269,16 +289,10 @@ class Replica:
         before = self.status or ReplicaStatus(
             id=self.id, epoch=self._epoch, node=self._workshop.node, phase=Phase.STARTING
         )
-        changes |= {"epoch": self._epoch, "restarts": self._restarts.total}
-        self.status = before.model_copy(update=changes)
-        changed = {name for name in changes if changes[name] != getattr(before, name)}
-        self._workshop.tell(not changed <= {"message", "memory_bytes"})
-
-
-@asynccontextmanager
-async def _connected(engine: LaunchedEngine) -> AsyncIterator[EngineClient]:
-    client = EngineClient(f"unix:{engine.socket}")
-    try:
-        yield client
-    finally:
-        await client.close()
+        changes |= {"epoch": self._epoch, "restarts": self._restarts.total, "failures": self._restarts.in_a_row}
+        changes |= {"given_up": self._stage is Stage.REFUSED}
+        after = before.model_copy(update=changes)
+        if after != self.status:
+            self.status = after
+            changed = {name for name in changes if changes[name] != getattr(before, name)}
+            self._workshop.tell(not changed <= {"message", "memory_bytes"})

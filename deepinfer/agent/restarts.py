@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from deepinfer.fleet.resources import ReplicaStatus
+
 FIRST_BACKOFF_SECONDS = 1.0
 LONGEST_BACKOFF_SECONDS = 300.0
 FORGIVEN_AFTER_SECONDS = 600.0
@@ -11,7 +13,7 @@ FORGIVEN_AFTER_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class Restarts:
-    """The history of one epoch of one placement on this node."""
+    """The history of one epoch of one placement on this node, whichever agent looked after it."""
 
     total: int = 0  # processes started after the first
     in_a_row: int = 0  # failures without ten good minutes between them
@@ -27,3 +29,11 @@ class Restarts:
     def after_start(self) -> Restarts:
         """Another process of the same epoch."""
         return replace(self, total=self.total + 1)
+
+    def and_before(self, told: ReplicaStatus) -> Restarts:
+        """With what an earlier agent had counted: its end forgives no crash."""
+        return replace(self, total=self.total + told.restarts, in_a_row=self.in_a_row + told.failures)
+
+    def forgiven(self) -> Restarts:
+        """Ten good minutes have passed."""
+        return replace(self, in_a_row=0)

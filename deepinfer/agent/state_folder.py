@@ -7,9 +7,10 @@ import logging
 import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import psutil
 
@@ -26,6 +27,10 @@ class StateInUse(DeepinferError):
     """Another worker uses this state folder; stop it, or start this one with another --state-dir."""
 
 
+class StateUnusable(DeepinferError):
+    """The state folder cannot be written; make room, or name another with --state-dir."""
+
+
 @dataclass(frozen=True)
 class StateFolder:
     """What an agent keeps between its runs."""
@@ -40,17 +45,31 @@ class StateFolder:
 
 @contextmanager
 def opened_state(path: Path) -> Iterator[StateFolder]:
-    """The folder at `path`, ours alone until the block ends. Raises `StateInUse`."""
+    """The folder at `path`, ours alone until the block ends. Raises `StateInUse` and `StateUnusable`."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(_locked(path))
+            state = StateFolder(path, _instance_of(path))
+        except OSError as error:
+            next_step = "make room, or give this worker another --state-dir"
+            raise StateUnusable(
+                f"The state folder {path} cannot be written ({error.strerror}); {next_step}."
+            ) from error
+        yield state
+
+
+def _locked(path: Path) -> TextIO:
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     (path / "engines").mkdir(mode=0o700, exist_ok=True)
-    with (path / "lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StateInUse(
-                f"Another worker uses the state folder {path}; stop it, or give this one another name or --state-dir."
-            ) from error
-        yield StateFolder(path, _instance_of(path))
+    lock = (path / "lock").open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise StateInUse(
+            f"Another worker uses the state folder {path}; stop it, or give this one another name or --state-dir."
+        ) from error
+    return lock
 
 
 def _instance_of(path: Path) -> str:

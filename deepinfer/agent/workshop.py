@@ -9,7 +9,7 @@ from pathlib import Path
 from deepinfer.agent.engine_folders import engine_folder
 from deepinfer.agent.launching import Launcher, Mark
 from deepinfer.fleet.config import WorkerConfig
-from deepinfer.fleet.resources import Backend, DeploymentSpec
+from deepinfer.fleet.spec import Backend, DeploymentSpec
 
 Progress = Callable[[str], None]
 ModelFiles = Callable[[DeploymentSpec, Progress], Awaitable[Path | None]]

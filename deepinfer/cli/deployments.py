@@ -1,80 +1,79 @@
-"""The commands that change what should run: deploy, apply, delete.
-
-Options left out are not sent: the defaults are the server's.
-"""
+"""The commands that change what should run: deploy, apply, delete."""
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deepinfer.cli.failures import InvalidInput, NotFound
+from deepinfer.cli import spec_options as spec
+from deepinfer.cli.failures import NotFound
+from deepinfer.cli.foresight import dry_run_lines
 from deepinfer.cli.names import deployment_name
-from deepinfer.cli.options import DEFAULT_SERVER, Address, Format, Output, Timeout, Wait, connect, print_json
+from deepinfer.cli.options import (
+    DEFAULT_SERVER,
+    Address,
+    DryRun,
+    Format,
+    Output,
+    Timeout,
+    Wait,
+    connect,
+    print_json,
+)
 from deepinfer.cli.views import View, progress_of, replicas_of
 
 if TYPE_CHECKING:
     from deepinfer.cli.server import Server
 
-Pairs = list[str] | None
-
 
 def deploy(
-    model: Annotated[str, typer.Argument(help="A known name such as smollm2, or a Hugging Face id.")],
+    context: typer.Context,
+    model: spec.Model,
     *,
-    name: Annotated[str | None, typer.Option(help="The deployment's name.  [default: from the model]")] = None,
-    engine: Annotated[str | None, typer.Option(help="What computes: vllm, layer-shard or sim.")] = None,
-    engine_version: Annotated[
-        str | None, typer.Option(metavar="X.Y.Z", help="One that is installed.  [default: the newest that fits]")
-    ] = None,
-    backend: Annotated[str | None, typer.Option(help="How it runs: native or docker.")] = None,
-    docker_image: Annotated[str | None, typer.Option(metavar="IMAGE", help="For backend docker.")] = None,
-    docker: Annotated[Pairs, typer.Option(metavar="K=V", help="How its container is made, such as memory=16g.")] = None,
-    model_path: Annotated[str | None, typer.Option(metavar="DIR", help="The model's folder on the node.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda:0, or several: 0,1.")] = None,
-    tensor_parallel_size: Annotated[int | None, typer.Option(help="Devices that share one replica.")] = None,
-    gpu_memory_utilization: Annotated[float | None, typer.Option(help="Share of the memory, above 0 to 1.")] = None,
-    replicas: Annotated[int | None, typer.Option(help="How many copies.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, float16 or bfloat16.")] = None,
-    quantization: Annotated[str | None, typer.Option(metavar="METHOD", help="Of vLLM, such as fp8 or awq.")] = None,
-    max_model_len: Annotated[int | None, typer.Option(metavar="TOKENS", help="Longest prompt plus answer.")] = None,
-    engine_arg: Annotated[Pairs, typer.Option(metavar="K=V", help="An engine's own option; V is JSON or text.")] = None,
-    env: Annotated[Pairs, typer.Option(metavar="K=V", help="An environment variable of the engine.")] = None,
+    name: spec.Name = None,
+    engine: spec.Engine = None,
+    engine_version: spec.EngineVersion = None,
+    backend: spec.Backend = None,
+    docker_image: spec.DockerImage = None,
+    docker: spec.Docker = None,
+    model_path: spec.ModelPath = None,
+    device: spec.Device = None,
+    tensor_parallel_size: spec.TensorParallelSize = None,
+    gpu_memory_utilization: spec.GpuMemoryUtilization = None,
+    replicas: spec.Replicas = None,
+    dtype: spec.Dtype = None,
+    quantization: spec.Quantization = None,
+    max_model_len: spec.MaxModelLen = None,
+    engine_arg: spec.EngineArg = None,
+    env: spec.Env = None,
+    priority: spec.Priority = None,
+    node_selector: spec.NodeSelector = None,
+    anti_affinity: spec.AntiAffinity = None,
+    strategy: spec.Strategy = None,
+    max_surge: spec.MaxSurge = None,
+    max_unavailable: spec.MaxUnavailable = None,
+    rollout_deadline: spec.RolloutDeadline = None,
+    dry_run: DryRun = False,
     wait: Wait = True,
     timeout: Timeout = 900,
     output: Format = Output.TABLE,
     server: Address = DEFAULT_SERVER,
 ) -> None:
     """Run a model: create a deployment and wait until it is ready."""
-    given = {
-        "model": model,
-        "name": name,
-        "engine": engine,
-        "engine_version": engine_version,
-        "backend": backend,
-        "docker_image": docker_image,
-        "docker": {key: _value(text) for key, text in pairs(docker, "--docker")} or None,
-        "model_path": model_path,
-        "device": device,
-        "tensor_parallel_size": tensor_parallel_size,
-        "gpu_memory_utilization": gpu_memory_utilization,
-        "replicas": replicas,
-        "dtype": dtype,
-        "quantization": quantization,
-        "max_model_len": max_model_len,
-        "engine_args": engine_args(engine_arg) or None,
-        "env": dict(pairs(env, "--env")) or None,
-    }
+    fields = spec.fields_of(context.params)  # the spec's options, by their names above
     with connect(server) as api:
-        view = api.create({field: value for field, value in given.items() if value is not None})
-        _report(_waited(api, view, timeout) if wait else view, output)
+        view = api.create(fields, dry_run=dry_run)
+        if dry_run:
+            _report_dry_runs([view], output)
+        else:
+            _report(_waited(api, view, timeout) if wait else view, output)
 
 
 def apply(
     file: Annotated[str, typer.Option("--file", "-f", help="YAML or TOML; - reads YAML from stdin.")],
     *,
+    dry_run: DryRun = False,
     wait: Wait = False,
     timeout: Timeout = 900,
     output: Format = Output.TABLE,
@@ -85,6 +84,9 @@ def apply(
 
     documents = read_deployments(file)
     with connect(server) as api:
+        if dry_run:
+            _report_dry_runs([_put(api, document, dry_run=True) for document in documents], output, is_list=True)
+            return
         views = [_applied(api, document, quiet=output is Output.JSON) for document in documents]
         if wait:
             views = [_waited(api, view, timeout) for view in views]
@@ -114,36 +116,25 @@ def delete(
         typer.echo(f"{name} is deleted" if wait else f"{name} is being deleted")
 
 
-def engine_args(given: Pairs) -> dict[str, Any]:
-    """Each value as JSON where it is JSON, else as the text it is: `--engine-arg mode=fast` needs no quotes."""
-    return {key: _value(text) for key, text in pairs(given, "--engine-arg")}
-
-
-def pairs(given: Pairs, option: str) -> list[tuple[str, str]]:
-    split = [pair.partition("=") for pair in given or []]
-    for key, equals, _ in split:
-        if not key or not equals:
-            raise InvalidInput(f"{option} wants K=V, not {key!r}.")
-    return [(key, value) for key, _, value in split]
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
 def _applied(api: Server, document: View, *, quiet: bool) -> View:
-    name = document.get("name") or deployment_name(document["model"])
+    name = _name(document)
     try:
         before = api.deployment(name)["generation"]
     except NotFound:
         before = None
-    view = api.put(name, {field: value for field, value in document.items() if field != "name"})
+    view = _put(api, document)
     if not quiet:
         typer.echo(f"{name} {_change(before, view['generation'])}")
     return view
+
+
+def _put(api: Server, document: View, *, dry_run: bool = False) -> View:
+    fields = {field: value for field, value in document.items() if field != "name"}
+    return api.put(_name(document), fields, dry_run=dry_run)
+
+
+def _name(document: View) -> str:
+    return document.get("name") or deployment_name(document["model"])
 
 
 def _change(before: int | None, after: int) -> str:
@@ -163,3 +154,11 @@ def _report(view: View, output: Output) -> None:
         print_json(view)
     else:
         typer.echo(progress_of(view).sentence)
+
+
+def _report_dry_runs(views: list[View], output: Output, *, is_list: bool = False) -> None:
+    """Each as if it were the only one."""
+    if output is Output.JSON:
+        print_json(views if is_list else views[0])
+    else:
+        typer.echo("\n".join(line for view in views for line in dry_run_lines(view)))

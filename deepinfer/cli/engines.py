@@ -74,7 +74,9 @@ def _wanted(name: str, cpu: bool, version: str | None) -> InstalledEngine:
     from pydantic import TypeAdapter, ValidationError
 
     from deepinfer.engine_environments.compatibility import compatibility
-    from deepinfer.fleet.resources import EngineKind, InstalledEngine, Version
+    from deepinfer.fleet.resource import Version
+    from deepinfer.fleet.resources import InstalledEngine
+    from deepinfer.fleet.spec import EngineKind
 
     recipes = compatibility().install
     if name in ("sim", "layer-shard"):

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deepinfer.cli import views
-from deepinfer.cli.failures import InvalidInput, NotFound
-from deepinfer.cli.options import DEFAULT_SERVER, Address, Format, Output, connect, print_json
+from deepinfer.cli.events import COLUMNS, event_row
+from deepinfer.cli.failures import InvalidInput, NotFound, OperationFailed
+from deepinfer.cli.options import DEFAULT_SERVER, Address, Format, Output, connect, print_json, tell_if_stale
 from deepinfer.cli.tables import print_table
 from deepinfer.cli.views import View
 
 if TYPE_CHECKING:
     from deepinfer.cli.server import Server
 
-_WITHOUT_SPEC = ("name", "uid", "generation", "created_at", "status", "replica_list", "refusals")
+LAST_EVENTS = 10
+_WITHOUT_SPEC = ("name", "uid", "generation", "created_at", "status", "replica_list", "refusals", "conditions")
 
 
 class Kind(StrEnum):
@@ -45,6 +47,7 @@ def get(
     """List deployments, replicas or nodes."""
     with connect(server) as api:
         found = _all(api, kind) if name is None else [_one(api, kind, name)]
+        tell_if_stale(api)
     if output is Output.JSON:
         print_json(found if name is None else found[0])
     else:
@@ -58,13 +61,15 @@ def describe(
     output: Format = Output.TABLE,
     server: Address = DEFAULT_SERVER,
 ) -> None:
-    """Show everything about a deployment: its spec, its replicas, why something has no place."""
+    """Show everything about a deployment: its spec, its replicas, how it stands, and what happened."""
     with connect(server) as api:
         view = api.deployment(name)
-    if output is Output.JSON:
-        print_json(view)
-    else:
+        tell_if_stale(api)
+        if output is Output.JSON:
+            print_json(view)
+            return
         _describe(view)
+        _tell_events(api, name)
 
 
 def logs(
@@ -136,3 +141,18 @@ def _describe(view: View) -> None:
     typer.echo("Replicas:" if view["replica_list"] else "Replicas:   none")
     if view["replica_list"]:
         print_table(views.REPLICA_COLUMNS, [views.replica_row(r) for r in views.replicas_of(view)])
+    if view["conditions"]:
+        typer.echo("Conditions:")
+        print_table(views.CONDITION_COLUMNS, [views.condition_row(condition) for condition in view["conditions"]])
+
+
+def _tell_events(api: Server, name: str) -> None:
+    """They are read from the store itself, which may be away while everything else is known."""
+    try:
+        found = api.events(f"deployments/{name}", LAST_EVENTS)
+    except OperationFailed as error:
+        typer.echo(f"Events:     {error}")
+        return
+    typer.echo("Events:" if found else "Events:     none in the last hour")
+    if found:
+        print_table(COLUMNS, [event_row(event) for event in found])

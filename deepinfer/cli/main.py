@@ -9,12 +9,20 @@ import sys
 
 import typer
 
+from deepinfer.cli.backup import backup, restore
 from deepinfer.cli.chat import chat
 from deepinfer.cli.deployments import apply, delete, deploy
+from deepinfer.cli.diff import diff
 from deepinfer.cli.engines import engine
+from deepinfer.cli.events import events
+from deepinfer.cli.explain import explain
 from deepinfer.cli.failures import CommandError
+from deepinfer.cli.fleet import fleet
 from deepinfer.cli.looking import describe, get, logs
+from deepinfer.cli.nodes import cordon, drain, node, uncordon
 from deepinfer.cli.processes import serve, worker
+from deepinfer.cli.rebalance import rebalance
+from deepinfer.cli.rollout import rollout
 from deepinfer.cli.up import up
 from deepinfer.fleet.errors import DeepinferError
 
@@ -46,9 +54,13 @@ def version() -> None:
     typer.echo(installed("deepinfer"))
 
 
-for command in (up, serve, worker, deploy, apply, get, describe, logs, delete, chat, version):
+for command in (
+    *(up, serve, worker, deploy, apply, diff, get, describe, explain, events, logs, delete, chat),
+    *(cordon, uncordon, drain, rebalance, backup, restore, version),
+):
     app.command()(command)
-app.add_typer(engine, name="engine")
+for name, group in {"rollout": rollout, "node": node, "engine": engine, "fleet": fleet}.items():
+    app.add_typer(group, name=name)
 
 
 def main() -> None:

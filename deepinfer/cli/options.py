@@ -30,6 +30,7 @@ Address = Annotated[
 ]
 Format = Annotated[Output, typer.Option("--output", "-o", help="json is for scripts: the API's own objects.")]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the outcome, or return at once.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show what would happen, and where.")]
 Timeout = Annotated[float, typer.Option("--timeout", metavar="SECONDS", min=0, help="How long to wait at most.")]
 ConfigFile = Annotated[str | None, typer.Option("--config", "-c", metavar="FILE", help="A TOML configuration file.")]
 Etcd = Annotated[
@@ -45,3 +46,11 @@ def connect(address: str) -> Server:
 
 def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def tell_if_stale(api: Server) -> None:
+    """On stderr: what was answered is not new."""
+    if api.stale_since:
+        typer.echo(
+            f"Last known at {api.stale_since}: the server's store is away; see `deepinfer fleet status`.", err=True
+        )

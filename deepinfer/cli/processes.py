@@ -34,10 +34,18 @@ def worker(
     config: ConfigFile = None,
     etcd: Etcd = None,
     state_dir: Annotated[str | None, typer.Option(metavar="DIR", help="Where the agent keeps its records.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="A label of this node; may be given several times.")
+    ] = None,
+    drain: Annotated[
+        bool, typer.Option("--drain", help="At SIGTERM, wait until what runs here has been moved to other nodes.")
+    ] = False,
 ) -> None:
     """Run this machine's agent: it starts and watches the engines placed here."""
-    flags = ["-n", name or node_name(socket.gethostname()), *_flag("-c", config)]
-    _become(module_command(AGENT, *flags, *_flag("--state-dir", state_dir), *_etcd_flags(etcd)))
+    flags = ["-n", name or node_name(socket.gethostname()), *_flag("-c", config), *_flag("--state-dir", state_dir)]
+    flags += [part for each in label or () for part in ("--label", each)]
+    flags += ["--drain"] if drain else []
+    _become(module_command(AGENT, *flags, *_etcd_flags(etcd)))
 
 
 def module_command(module: str, *arguments: str) -> list[str]:

@@ -7,7 +7,7 @@ Every failure leaves here as one of `failures`; nothing above this module knows 
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -17,6 +17,7 @@ import httpx
 from deepinfer.cli.failures import CommandError, InvalidInput, NotFound, OperationFailed, ServerNotReachable
 from deepinfer.cli.views import View
 
+Query = Mapping[str, str] | None
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _PATIENT = httpx.Timeout(10, read=None)  # an answer may take as long as the model needs
 
@@ -27,6 +28,7 @@ class Server:
     def __init__(self, address: str, *, timeout: float = 30) -> None:
         self.url = _url(address)
         local = urlsplit(self.url).hostname in _LOOPBACK  # a proxy from the environment cannot reach our own loopback
+        self.stale_since = ""  # as the last answer said: the server could not tell anything newer
         self._http = httpx.Client(base_url=self.url, timeout=httpx.Timeout(timeout, connect=5), trust_env=not local)
 
     def __enter__(self) -> Server:
@@ -53,11 +55,24 @@ class Server:
     def deployment(self, name: str) -> View:
         return _object(self._ask("GET", _path("deployments", name)))
 
-    def create(self, fields: View) -> View:
-        return _object(self._ask("POST", "/v1/deployments", fields))
+    def create(self, fields: View, *, dry_run: bool = False) -> View:
+        return _object(self._ask("POST", "/v1/deployments", fields, _dry(dry_run)))
 
-    def put(self, name: str, spec: View) -> View:
-        return _object(self._ask("PUT", _path("deployments", name), spec))
+    def put(self, name: str, spec: View, *, dry_run: bool = False) -> View:
+        return _object(self._ask("PUT", _path("deployments", name), spec, _dry(dry_run)))
+
+    def explanation(self, name: str) -> View:
+        return _object(self._ask("GET", f"{_path('deployments', name)}/explain"))
+
+    def rollout(self, name: str) -> View:
+        return _object(self._ask("GET", f"{_path('deployments', name)}/rollout"))
+
+    def revisions(self, name: str) -> list[View]:
+        return _listed(self._ask("GET", f"{_path('deployments', name)}/revisions"))
+
+    def undo(self, name: str, to: int | None, *, dry_run: bool = False) -> View:
+        body = {} if to is None else {"to": to}
+        return _object(self._ask("POST", f"{_path('deployments', name)}/rollout/undo", body, _dry(dry_run)))
 
     def delete(self, name: str) -> View:
         return _object(self._ask("DELETE", _path("deployments", name)))
@@ -67,6 +82,30 @@ class Server:
 
     def nodes(self) -> list[View]:
         return _listed(self._ask("GET", "/v1/nodes"))
+
+    def fleet(self) -> View:
+        return _object(self._ask("GET", "/v1/fleet"))
+
+    def confirm_fleet(self) -> View:
+        return _object(self._ask("POST", "/v1/fleet/confirm"))
+
+    def node(self, name: str) -> View:
+        return _object(self._ask("GET", _path("nodes", name)))
+
+    def decide(self, node: str, decision: str) -> View:
+        """Cordon, uncordon, drain, lost."""
+        return _object(self._ask("POST", f"{_path('nodes', node)}/{decision}"))
+
+    def forget_node(self, name: str) -> View:
+        return _object(self._ask("DELETE", _path("nodes", name)))
+
+    def rebalance(self, *, dry_run: bool) -> View:
+        return _object(self._ask("POST", "/v1/rebalance", None, _dry(dry_run)))
+
+    def events(self, about: str | None, limit: int) -> list[View]:
+        """The newest last."""
+        query = {"limit": str(limit), **({} if about is None else {"about": about})}
+        return _listed(self._ask("GET", "/v1/events", None, query))
 
     def logs(self, replica: str, *, tail: int | None, follow: bool, previous: bool) -> Iterator[str]:
         """The text in pieces as it comes; with `follow` it ends when the replica does."""
@@ -89,10 +128,11 @@ class Server:
                 yield _delta(data)
         raise OperationFailed("The answer broke off before its end; ask again, or see `deepinfer get replicas`.")
 
-    def _ask(self, method: str, path: str, body: View | None = None) -> Any:
+    def _ask(self, method: str, path: str, body: View | None = None, query: Query = None) -> Any:
         with self._failures():
-            response = self._http.request(method, path, json=body)
+            response = self._http.request(method, path, json=body, params=query)
         if response.is_success:
+            self.stale_since = response.headers.get("x-deepinfer-stale-since", "")
             return self._parsed(response)
         raise self._refusal(response)
 
@@ -155,6 +195,10 @@ def _url(address: str) -> str:
 
 def _path(kind: str, name: str) -> str:
     return f"/v1/{kind}/{quote(name, safe='')}"
+
+
+def _dry(value: bool) -> Query:
+    return {"dry_run": _flag(value)}
 
 
 def _flag(value: bool) -> str:

@@ -12,8 +12,16 @@ from collections.abc import Sequence
 
 import typer
 
-_COLOURS = {"ready": "green", "yes": "green", "failed": "red", "refused": "red", "no": "red"}
-_ON_THE_WAY = ("pending", "preparing", "starting", "progressing", "draining")
+_COLOURS = {
+    "ready": "green",
+    "yes": "green",
+    "failed": "red",
+    "refused": "red",
+    "no": "red",
+    "lost": "red",
+    "away": "red",
+}
+_ON_THE_WAY = ("pending", "preparing", "starting", "progressing", "draining", "cordoned", "leaving", "under-pressure")
 _LEAST_LAST_COLUMN = 20
 
 

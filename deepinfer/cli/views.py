@@ -29,6 +29,8 @@ class Progress:
 def progress_of(deployment: View) -> Progress:
     name, status = deployment["name"], deployment["status"]
     said = status["message"] or status["phase"]
+    if status.get("outcome") == "rolled-back" and status["phase"] != "stopped":
+        return Progress(Outcome.FAILED, f"{name} is not as asked for: {said}")
     match status["phase"]:
         case "ready":
             return Progress(Outcome.READY, f"{name} is ready ({status['ready']} of {status['wanted']} replicas)")
@@ -58,7 +60,8 @@ def replicas_of(deployment: View) -> list[View]:
 
 DEPLOYMENT_COLUMNS = ("NAME", "MODEL", "ENGINE", "READY", "PHASE", "MESSAGE")
 REPLICA_COLUMNS = ("ID", "DEPLOYMENT", "NODE", "DEVICES", "PHASE", "RESTARTS", "MEMORY", "ENDPOINT", "MESSAGE")
-NODE_COLUMNS = ("NAME", "ALIVE", "DEVICES", "ENGINES", "CONTAINERS", "REPLICAS", "VERSION")
+NODE_COLUMNS = ("NAME", "STATE", "DEVICES", "ENGINES", "CONTAINERS", "REPLICAS", "VERSION", "MESSAGE")
+CONDITION_COLUMNS = ("CONDITION", "HOLDS", "SINCE", "REASON", "MESSAGE")
 
 
 def deployment_row(view: View) -> list[str]:
@@ -75,16 +78,26 @@ def replica_row(view: View) -> list[str]:
 
 def node_row(view: View) -> list[str]:
     devices = ", ".join(f"{d['id']} {size(d['memory_bytes'])}" for d in view["devices"])
-    alive = "yes" if view["alive"] else "no"
     return [
         view["name"],
-        alive,
+        view["state"],
         devices or "-",
         ", ".join(map(_engine, view["engines"])) or "-",
         _containers(view["containers"]),
         str(len(view["replicas"])),
-        view["version"],
+        view["version"] or "-",
+        _node_message(view),
     ]
+
+
+def condition_row(view: View) -> list[str]:
+    return [view["aspect"], "yes" if view["holds"] else "no", view["since"], view["reason"], view["message"]]
+
+
+def _node_message(view: View) -> str:
+    absence = view["absence"] or {}
+    away = f"not connected since {absence['since']}" if absence else ""
+    return "; ".join(filter(None, [away, absence.get("held"), *view["pressure"], view["fleet_trouble"]]))
 
 
 def _engine(view: View) -> str:
@@ -102,4 +115,6 @@ def _containers(view: View | None) -> str:
 def size(count: int | None) -> str:
     if count is None:
         return "-"
+    if count < 2**20:
+        return f"{count / 2**10:.0f} KiB"
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

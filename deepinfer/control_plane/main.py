@@ -10,11 +10,12 @@ import argparse
 import asyncio
 import ipaddress
 import logging
+import math
 import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,31 +24,38 @@ from deepinfer.control_plane.gateway.app import Gateway
 from deepinfer.control_plane.gateway.server import listening
 from deepinfer.control_plane.management.app import management_app
 from deepinfer.control_plane.router.replicas import Replicas
-from deepinfer.control_plane.scheduler.converge import converge
+from deepinfer.control_plane.scheduler.event_log import EventLog
+from deepinfer.control_plane.scheduler.scheduler import Scheduler, Surroundings
 from deepinfer.etcd.backoff import Backoff
-from deepinfer.fleet import keys
-from deepinfer.fleet.config import Config, EtcdConfig, InvalidConfig, load_config
+from deepinfer.fleet.config import Config, EtcdConfig, InvalidConfig, at_endpoints, load_config
 from deepinfer.fleet.convergence import keep_converging
 from deepinfer.fleet.embedded_etcd import embedded_etcd
 from deepinfer.fleet.entry import run_process
 from deepinfer.fleet.errors import NotBuiltYet, StoreUnavailable
+from deepinfer.fleet.etcd_version import version_warning
+from deepinfer.fleet.identity import FleetIdentity, founded
 from deepinfer.fleet.leadership import Leadership, lead
-from deepinfer.fleet.snapshot import snapshot_of
+from deepinfer.fleet.mirror import Mirror
 from deepinfer.fleet.store import EtcdStore
+from deepinfer.fleet.store_access import access_of
 
 log = logging.getLogger(__name__)
+
+ROUTER_REST_SECONDS = 0.1
+"""After a pass: requests are relayed in the same loop."""
+SCHEDULER_REST_SECONDS = 0.05
 
 
 class Connection:
     """The way to the store, which may not be there yet."""
 
     def __init__(self) -> None:
-        self.store: EtcdStore | None = None
+        self.mirror: Mirror | None = None
 
-    def __call__(self) -> EtcdStore:
-        if self.store is None:
+    def __call__(self) -> Mirror:
+        if self.mirror is None:
             raise StoreUnavailable("serve is not connected to etcd yet; its log says why. Try again soon.")
-        return self.store
+        return self.mirror
 
 
 async def run(config: Config) -> None:
@@ -59,7 +67,7 @@ async def run(config: Config) -> None:
         gateway = Gateway(replicas, management_app(connection))
         async with listening(gateway, config.serve.host, config.serve.port) as port:
             ready_line = f"deepinfer serve: ready at {_url(config.serve.host, port)}"
-            await _run_until(asked_to_stop, _run_fleet(config.etcd, connection, replicas, ready_line))
+            await _run_until(asked_to_stop, _run_fleet(config, connection, replicas, ready_line))
 
 
 async def _run_until(asked: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
@@ -69,36 +77,56 @@ async def _run_until(asked: asyncio.Event, work: Coroutine[Any, Any, None]) -> N
         working.cancel()
 
 
-async def _run_fleet(etcd: EtcdConfig, connection: Connection, replicas: Replicas, ready_line: str) -> None:
+async def _run_fleet(config: Config, connection: Connection, replicas: Replicas, ready_line: str) -> None:
     """Route by what the store says, and lead the fleet if nobody else does. Never returns."""
-    router_news, scheduler_news = asyncio.Event(), asyncio.Event()
     name = f"{socket.gethostname()}-{os.getpid()}"
-    async with _connected(etcd) as store:
-        connection.store = store
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(_hear(store, router_news, scheduler_news))
-            tasks.create_task(keep_converging(partial(_route, store, replicas, ready_line), router_news))
-            tasks.create_task(lead(store, name, partial(_schedule, store, scheduler_news)))
+    async with _connected(config.etcd) as store:
+        log.info("this is fleet %s", (await _fleet_of(store)).id)
+        async with Mirror.following(store) as mirror, asyncio.TaskGroup() as tasks:
+            connection.mirror = mirror
+            surroundings = Surroundings(replicas.answering, config.serve.node_grace_seconds, EventLog(store))
+            news = mirror.listener()
+            replicas.turned = news.set
+            route = partial(_route, mirror, replicas, ready_line)
+            schedule = partial(_schedule, mirror, news, surroundings)
+            tasks.create_task(keep_converging(route, mirror.listener(), rest_seconds=ROUTER_REST_SECONDS))
+            tasks.create_task(lead(store, name, schedule))
 
 
-async def _hear(store: EtcdStore, *listeners: asyncio.Event) -> None:
-    """One watch for everybody."""
-    async with aclosing(store.changes(keys.FLEET)) as revisions:
-        async for _ in revisions:
-            for listener in listeners:
-                listener.set()
+async def _fleet_of(store: EtcdStore) -> FleetIdentity:
+    """The first control plane of a store founds its fleet. Raises `SchemaTooNew`."""
+    backoff = Backoff(first=0.5, longest=10.0)
+    while True:
+        try:
+            return await founded(store)
+        except StoreUnavailable as error:
+            log.warning("%s Trying again.", error)
+        await backoff.pause()
 
 
-async def _route(store: EtcdStore, replicas: Replicas, ready_line: str) -> None:
-    fleet = snapshot_of((await store.read(keys.FLEET)).values)
+async def _route(mirror: Mirror, replicas: Replicas, ready_line: str) -> None:
+    fleet = await mirror.latest()
     is_first = not replicas.has_view
     replicas.update(fleet)
     if is_first:
         print(ready_line, flush=True)
 
 
-async def _schedule(store: EtcdStore, news: asyncio.Event, leadership: Leadership) -> None:
-    await keep_converging(partial(converge, store, leadership), news)
+async def _schedule(mirror: Mirror, news: asyncio.Event, surroundings: Surroundings, leadership: Leadership) -> None:
+    """Never returns."""
+    scheduler = Scheduler(mirror, leadership, surroundings)
+    loop, alarm = asyncio.get_running_loop(), None
+
+    async def converge() -> None:
+        nonlocal alarm
+        if mirror.doubt:
+            return  # a person must say which fleet this is; the answer wakes us
+        await scheduler.converge()
+        if alarm is not None:
+            alarm.cancel()
+        alarm = loop.call_at(scheduler.due, news.set) if math.isfinite(scheduler.due) else None
+
+    await keep_converging(converge, news, rest_seconds=SCHEDULER_REST_SECONDS)
 
 
 @asynccontextmanager
@@ -110,14 +138,18 @@ async def _connected(etcd: EtcdConfig) -> AsyncIterator[EtcdStore]:
             log.info(
                 "etcd %s at %s, %s", found.version, found.endpoint, "started" if found.started else "found running"
             )
-        yield await _first_answer(stack, etcd.addresses)
+        yield await _first_answer(stack, etcd)
 
 
-async def _first_answer(stack: AsyncExitStack, addresses: tuple[str, ...]) -> EtcdStore:
+async def _first_answer(stack: AsyncExitStack, etcd: EtcdConfig) -> EtcdStore:
     backoff = Backoff(first=0.5, longest=10.0)
     while True:
         try:
-            return await stack.enter_async_context(EtcdStore.connect(addresses))
+            store = await stack.enter_async_context(EtcdStore.connect(etcd.addresses, access=access_of(etcd)))
+            warning = version_warning(await store.server_version())
+            if warning:
+                log.warning("%s", warning)
+            return store
         except StoreUnavailable as error:
             log.warning("%s Trying again.", error)
         await backoff.pause()
@@ -174,5 +206,6 @@ def _config(given: argparse.Namespace) -> Config:
     if given.port is not None and not 0 <= given.port <= 65535:
         raise InvalidConfig(f"--port {given.port} is no port; use 0 to 65535.")
     asked = {name: value for name, value in (("host", given.host), ("port", given.port)) if value is not None}
-    etcd = config.etcd.model_copy(update={"endpoints": tuple(given.etcd)}) if given.etcd else config.etcd
+    etcd = at_endpoints(config.etcd, given.etcd)
+    access_of(etcd)  # a file that cannot be read ends the start
     return config.model_copy(update={"serve": config.serve.model_copy(update=asked), "etcd": etcd})

@@ -33,6 +33,22 @@ class UnreadableDeployment(errors.DeepinferError):
     """The deployment's record cannot be read by this version; delete it or repair it in etcd."""
 
 
+class RevisionNotFound(errors.DeepinferError):
+    """The deployment has no such revision; `deepinfer rollout history` lists them."""
+
+
+class NothingToUndo(errors.DeepinferError):
+    """The deployment has no earlier revision that differs."""
+
+
+class NodeNotFound(errors.DeepinferError):
+    """There is no node of that name; `deepinfer get nodes` lists them."""
+
+
+class NodeInUse(errors.DeepinferError):
+    """The node is connected, or may come back."""
+
+
 class Told(NamedTuple):
     """How a kind of failure is told to a client."""
 
@@ -47,6 +63,10 @@ TOLD: dict[type[errors.DeepinferError], Told] = {
     ForeignOrigin: Told(403, "permission_error", "foreign_origin"),
     NodeNotConnected: Told(503, "service_unavailable", "node_not_connected"),
     UnreadableDeployment: Told(409, "conflict", "deployment_unreadable"),
+    RevisionNotFound: Told(404, "invalid_request_error", "revision_not_found"),
+    NothingToUndo: Told(409, "conflict", "nothing_to_undo"),
+    NodeNotFound: Told(404, "invalid_request_error", "node_not_found"),
+    NodeInUse: Told(409, "conflict", "node_in_use"),
     errors.InvalidRequest: Told(400, "invalid_request_error"),
     errors.ModelNotServed: Told(404, "invalid_request_error", "model_not_found"),
     errors.DeploymentNotFound: Told(404, "invalid_request_error", "deployment_not_found"),
@@ -55,6 +75,7 @@ TOLD: dict[type[errors.DeepinferError], Told] = {
     errors.StoreConflict: Told(409, "conflict", "changed_meanwhile"),
     errors.NotBuiltYet: Told(501, "not_built_yet", "not_built_yet"),
     errors.NoReadyReplica: Told(503, "service_unavailable", "no_ready_replica"),
+    errors.AnotherFleet: Told(503, "service_unavailable", "another_fleet"),
     errors.StoreUnavailable: Told(503, "service_unavailable", "store_unavailable"),
     errors.EngineFailed: Told(502, "server_error", "engine_failed"),
     errors.DeepinferError: Told(500, "server_error"),

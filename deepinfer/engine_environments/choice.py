@@ -9,7 +9,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from deepinfer.engine_environments.compatibility import FILE_NAME, Line
-from deepinfer.fleet.resources import ANY_ACCELERATOR, DeploymentSpec, Device, EngineKind, InstalledEngine
+from deepinfer.fleet.resources import ANY_ACCELERATOR, Device, InstalledEngine
+from deepinfer.fleet.spec import DeploymentSpec, EngineKind
 
 _INSTALLABLE = (EngineKind.VLLM,)
 

@@ -14,7 +14,8 @@ from importlib.resources import files
 
 from pydantic import Field
 
-from deepinfer.fleet.resources import EngineKind, Resource
+from deepinfer.fleet.resource import Resource
+from deepinfer.fleet.spec import EngineKind
 
 FILE_NAME = "engine_compatibility.toml"
 _RULE = re.compile(r"^\s*(\{ *refuse = .*\}),?\s*$")

@@ -17,7 +17,8 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from deepinfer.engine_environments.flags import EngineFlags
-from deepinfer.fleet.resources import InstalledEngine, Resource
+from deepinfer.fleet.resource import Resource
+from deepinfer.fleet.resources import InstalledEngine
 
 MARKER = "engine.json"
 FLAGS = "flags.json"

@@ -12,7 +12,8 @@ from typing import Any
 
 from deepinfer.engine_environments.compatibility import compatibility
 from deepinfer.fleet.errors import InvalidRequest
-from deepinfer.fleet.resources import EngineKind, Resource
+from deepinfer.fleet.resource import Resource
+from deepinfer.fleet.spec import EngineKind
 
 _TITLES = {EngineKind.VLLM: "vLLM"}
 

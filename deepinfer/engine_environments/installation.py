@@ -12,7 +12,6 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
@@ -40,6 +39,7 @@ from deepinfer.fleet.errors import DeepinferError
 from deepinfer.fleet.exclusive import exclusive
 from deepinfer.fleet.own_package import with_own_package
 from deepinfer.fleet.resources import InstalledEngine
+from deepinfer.fleet.told_time import told_time
 
 _BELL = ".changed"
 
@@ -120,7 +120,7 @@ async def _built(bench: Workbench, engine: InstalledEngine, recipe: Recipe) -> E
         packages=len(await bench.packages()),
         size_bytes=_size(bench.folder),
         removed=removed,
-        made_at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        made_at=told_time(),
     )
     (bench.folder / UNFINISHED).unlink()
     write_durably(bench.folder / MARKER, record.to_json())

@@ -10,7 +10,8 @@ import importlib.util
 from pathlib import Path
 
 from deepinfer.engine_environments.environment import environments
-from deepinfer.fleet.resources import ANY_ACCELERATOR, EngineKind, InstalledEngine
+from deepinfer.fleet.resources import ANY_ACCELERATOR, InstalledEngine
+from deepinfer.fleet.spec import EngineKind
 
 _NEEDED = {
     EngineKind.SIM: (),

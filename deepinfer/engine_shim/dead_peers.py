@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Mapping
 from typing import Final
 
 IDLE_SECONDS: Final = 10
 SILENT_SECONDS: Final = 10
 """Of what was sent and never acknowledged, be it a call or a probe."""
 
-_OPTIONS: Final = {  # not every system has all of them
+_OPTIONS: Final = {
     "TCP_KEEPIDLE": IDLE_SECONDS,
     "TCP_KEEPINTVL": 5,
     "TCP_KEEPCNT": 2,
@@ -20,8 +21,13 @@ _OPTIONS: Final = {  # not every system has all of them
 
 def notice_dead_peer(transport: asyncio.BaseTransport) -> None:
     """From now on the transport's connection is lost when its peer is."""
+    ask_peer(transport, _OPTIONS)
+
+
+def ask_peer(transport: asyncio.BaseTransport, options: Mapping[str, int]) -> None:
+    """Let the kernel ask an idle connection's peer whether it is there. Not every system has all of its options."""
     connection = transport.get_extra_info("socket")
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in _OPTIONS.items():
+    for name, value in options.items():
         if hasattr(socket, name):
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

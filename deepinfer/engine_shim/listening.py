@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ import grpc.aio
 from deepinfer.fleet.errors import EngineFailed, EngineWillNotStart
 
 _LONGEST_SOCKET_PATH: Final = 103  # what every Unix we run on takes (macOS 103, Linux 107)
+
+log = logging.getLogger(__name__)
 
 
 class AlreadyServed(EngineFailed):
@@ -29,11 +32,18 @@ def check_host(host: str) -> None:
     raise EngineWillNotStart(f"The shim listens on loopback addresses only, not on {host!r}; use 127.0.0.1.")
 
 
-def add_loopback_port(server: grpc.aio.Server, host: str) -> str:
-    """The endpoint; its port is chosen by the kernel."""
+def add_loopback_port(server: grpc.aio.Server, host: str, wanted: int = 0) -> str:
+    """The endpoint: at the port `wanted` while that is free, else at one that the kernel chooses."""
     check_host(host)
     shown = f"[{host}]" if ":" in host else host
-    return f"{shown}:{server.add_insecure_port(f'{shown}:0')}"
+    try:
+        port = server.add_insecure_port(f"{shown}:{wanted}")
+    except RuntimeError as error:
+        if not wanted:
+            raise
+        log.warning("listening on another port than before: %s", error)
+        port = server.add_insecure_port(f"{shown}:0")
+    return f"{shown}:{port}"
 
 
 @contextmanager

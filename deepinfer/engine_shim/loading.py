@@ -18,7 +18,7 @@ from deepinfer.engine_shim.token_engine import TokenEngine
 from deepinfer.engine_shim.typed_generation import typed_deltas
 from deepinfer.fleet.errors import EngineWillNotStart
 from deepinfer.fleet.launch import EngineLaunch
-from deepinfer.fleet.resources import EngineKind
+from deepinfer.fleet.spec import EngineKind
 
 Progress = Callable[[str], None]
 

@@ -21,6 +21,7 @@ from deepinfer.engine_shim.call_server import taking_calls
 from deepinfer.engine_shim.failure import why_it_failed
 from deepinfer.engine_shim.listening import add_loopback_port, unix_socket
 from deepinfer.engine_shim.loading import loaded
+from deepinfer.engine_shim.port_note import note_port, noted_port
 from deepinfer.engine_shim.server import engine_server
 from deepinfer.engine_shim.status import ShimStatus
 from deepinfer.fleet.errors import EngineFailed, EngineWillNotStart, InvalidRequest, NotBuiltYet
@@ -85,7 +86,9 @@ async def _serve(launch: EngineLaunch) -> None:
 async def _serve_engine(launch: EngineLaunch, status: ShimStatus) -> None:
     server = engine_server(status)
     with unix_socket(server, launch.socket):
-        status.endpoint = add_loopback_port(server, launch.host)
+        last_port = noted_port(launch.port_note, launch.epoch)
+        status.endpoint = add_loopback_port(server, launch.host, last_port)
+        note_port(launch.port_note, launch.epoch, int(status.endpoint.rpartition(":")[2]))
         await server.start()
         try:
             engine = await loaded(launch, status.progress)

@@ -12,7 +12,7 @@ class Backoff:
     """How long to wait after each failure in a row, in seconds."""
 
     first: float = 0.05
-    longest: float = 2.0
+    longest: float = 1.0
     _grown: float = 0.0
 
     def reset(self) -> None:

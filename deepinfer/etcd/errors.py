@@ -4,6 +4,7 @@ EtcdError
 ├── Unavailable    nobody answered, and nothing was applied
 ├── Ambiguous      a write was sent, and whether it was applied is unknown: read before deciding
 ├── Compacted      the history asked for is gone: read everything anew
+├── HistoryReplaced  the store was wiped, restored or exchanged: what was seen may never have happened there
 ├── LeaseGone      the lease named in a write has ended; nothing was applied
 ├── NoSpace        the database is full; nothing was applied
 ├── Denied         etcd wants a login, or this login may not do that
@@ -32,6 +33,10 @@ class Compacted(EtcdError):
     """The history asked for has been compacted away."""
 
 
+class HistoryReplaced(EtcdError):
+    """The store has another history than the one seen before."""
+
+
 class LeaseGone(EtcdError):
     """The lease has ended."""
 
@@ -50,6 +55,8 @@ class Refused(EtcdError):
 
 _TRANSIENT = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
 _SURELY_UNSENT = ("failed to connect", "etcdserver: no leader", "too many requests")
+_DENIED = frozenset({grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED})
+_LOGIN_REFUSED = ("permission denied", "authentication failed", "user name is empty", "revision of auth store is old")
 
 
 def failure_of(error: aio.AioRpcError, endpoint: str, *, repeatable: bool) -> EtcdError:
@@ -66,6 +73,6 @@ def failure_of(error: aio.AioRpcError, endpoint: str, *, repeatable: bool) -> Et
         return LeaseGone(text)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "space exceeded" in details:
         return NoSpace(text)
-    if code in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED):
+    if code in _DENIED or any(words in details for words in _LOGIN_REFUSED):
         return Denied(text)
     return Refused(text)

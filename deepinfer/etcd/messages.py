@@ -24,6 +24,8 @@ LeaseGrantRequest, LeaseGrantResponse = _types["LeaseGrantRequest"], _types["Lea
 LeaseRevokeRequest, LeaseRevokeResponse = _types["LeaseRevokeRequest"], _types["LeaseRevokeResponse"]
 LeaseKeepAliveRequest, LeaseKeepAliveResponse = _types["LeaseKeepAliveRequest"], _types["LeaseKeepAliveResponse"]
 StatusRequest, StatusResponse = _types["StatusRequest"], _types["StatusResponse"]
+SnapshotRequest, SnapshotResponse = _types["SnapshotRequest"], _types["SnapshotResponse"]
+AuthenticateRequest, AuthenticateResponse = _types["AuthenticateRequest"], _types["AuthenticateResponse"]
 
 
 @dataclass(frozen=True, slots=True)

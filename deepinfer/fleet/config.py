@@ -2,26 +2,68 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from deepinfer.etcd.access import address_of
 from deepinfer.fleet.errors import DeepinferError
 from deepinfer.fleet.places import data_dir
-from deepinfer.fleet.resources import Resource
+from deepinfer.fleet.resource import LabelKey, LabelValue, Resource
 
 
 class InvalidConfig(DeepinferError):
     """The configuration file cannot be used."""
 
 
+def _endpoint(text: str) -> str:
+    address_of(text)
+    return text
+
+
+def _namespace(text: str) -> str:
+    """Nothing of one fleet may lie where another one looks: below its `deepinfer/`."""
+    segments = text.split("/")[1:]
+    if text and not re.fullmatch(r"(/[A-Za-z0-9][A-Za-z0-9._-]*)+", text):
+        raise ValueError(f'"{text}" is no namespace; write it like /team-a')
+    if "deepinfer" in segments:
+        raise ValueError(f'"{text}" lies among another fleet\'s keys; leave "deepinfer" out, it is added')
+    return text
+
+
 class EtcdConfig(Resource):
     """Without endpoints, `serve` uses the etcd on 127.0.0.1:`port`, and starts an embedded one if none answers."""
 
-    endpoints: tuple[str, ...] = ()
+    endpoints: tuple[Annotated[str, AfterValidator(_endpoint)], ...] = ()
+    namespace: Annotated[str, AfterValidator(_namespace)] = ""  # several fleets can share an etcd
+    ca_file: Path | None = None  # whom to trust; the system's authorities if it is not given
+    cert_file: Path | None = None  # what we show etcd of ourselves, with its key
+    key_file: Path | None = None
+    username: str | None = None
+    password_file: Path | None = None
     port: int = Field(default=2379, ge=1, le=65535)
     data_dir: Path = Field(default_factory=lambda: data_dir() / "etcd")
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("cert_file and key_file belong together; give both or none")
+        if (self.username is None) != (self.password_file is None):
+            raise ValueError("username and password_file belong together; give both or none")
+        if self.has_tls_files and not self.endpoints:
+            raise ValueError("the embedded etcd has no TLS; name endpoints, or leave ca_file, cert_file, key_file out")
+        plain = [endpoint for endpoint in self.endpoints if address_of(endpoint).tls is False]
+        if self.has_tls_files and plain:
+            raise ValueError(f"{plain[0]} is no TLS; write https://, or leave ca_file, cert_file and key_file out")
+        return self
+
+    @property
+    def has_tls_files(self) -> bool:
+        return (self.ca_file or self.cert_file) is not None
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -33,6 +75,7 @@ class ServeConfig(Resource):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8082, ge=0, le=65535)
+    node_grace_seconds: float = Field(default=60, ge=0)  # how long a node may be away before it is given up
 
 
 class WorkerConfig(Resource):
@@ -44,7 +87,14 @@ class WorkerConfig(Resource):
     drain_seconds: float = Field(default=30, ge=0)
     stall_seconds: float = Field(default=10, ge=0)  # without a token while requests wait for one; 0: never a stall
     container_mounts: tuple[Path, ...] = ()  # folders of this node that deployments may mount into containers
+    model_roots: tuple[Path, ...] = ()  # folders that a model_path must lead into; empty: anywhere
     simulated_devices: int = Field(default=0, ge=0, le=1024)  # "sim:0" and so on, for the engine sim
+    labels: dict[LabelKey, LabelValue] = Field(default_factory=dict)  # for deployments that want certain nodes
+    low_memory_share: float = Field(default=0.05, ge=0, lt=1)  # with less left, nothing new is started; 0: whatever
+    low_disk_share: float = Field(default=0.05, ge=0, lt=1)
+    low_disk_bytes: int = Field(default=1 << 30, ge=0)  # enough, however large the disk is
+    drain_on_stop: bool = False  # at SIGTERM, wait until the control plane has moved everything away
+    drain_deadline_seconds: float = Field(default=300, ge=0)
 
 
 class Config(Resource):
@@ -64,5 +114,19 @@ def load_config(path: Path | None) -> Config:
     except tomllib.TOMLDecodeError as error:
         raise InvalidConfig(f"{path} is not valid TOML: {error}.") from error
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {_message(e)}" for e in error.errors())
         raise InvalidConfig(f"{path}: {wrong}.") from error
+
+
+def at_endpoints(etcd: EtcdConfig, endpoints: Sequence[str] | None) -> EtcdConfig:
+    """As if the file named these, where --etcd does. Raises `InvalidConfig`."""
+    if not endpoints:
+        return etcd
+    try:
+        return EtcdConfig.model_validate({**etcd.model_dump(), "endpoints": tuple(endpoints)})
+    except ValidationError as error:
+        raise InvalidConfig(f"--etcd: {'; '.join(map(_message, error.errors()))}.") from error
+
+
+def _message(error: Any) -> str:
+    return str(error["msg"]).removeprefix("Value error, ")

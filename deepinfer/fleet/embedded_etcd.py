@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import re
 import shutil
 import subprocess
 import time
@@ -24,7 +23,8 @@ from typing import NoReturn
 
 from deepinfer.etcd.backoff import Backoff
 from deepinfer.fleet.die_with_parent import dying_with_me
-from deepinfer.fleet.errors import DeepinferError, StoreUnavailable
+from deepinfer.fleet.errors import DeepinferError, StoreDenied, StoreUnavailable
+from deepinfer.fleet.etcd_version import parsed_version
 from deepinfer.fleet.places import data_dir
 from deepinfer.fleet.store import EtcdStore
 
@@ -32,9 +32,8 @@ log = logging.getLogger(__name__)
 
 START_SECONDS = 30.0
 STOP_SECONDS = 10.0
+MEMBER, PEER_URL = "default", "http://127.0.0.1:2380"
 QUOTA_BYTES = 2 << 30
-OLDEST_SOUND = (3, 5, 6)
-"""Older 3.5 versions can lose acknowledged writes in a crash (etcd's issues 13766, 14370)."""
 
 
 class EtcdWillNotStart(DeepinferError):
@@ -75,14 +74,12 @@ async def embedded_etcd(data_dir: Path, client_port: int = 2379) -> AsyncIterato
     """Use the etcd that answers at 127.0.0.1:`client_port`, or run one until the block ends."""
     found = await _running_at(_endpoint(client_port))
     if found:
-        _warn_of_old(found.version)
         yield found
         return
     program = newest_etcd()
     kept = _KeptEtcd(lambda: _start(dying_with_me(server_command(program, data_dir, client_port)), data_dir))
     try:
         started = await _healthy(kept.process, data_dir, client_port)
-        _warn_of_old(started.version)
         async with asyncio.TaskGroup() as tasks:
             keeping = tasks.create_task(kept.keep_running())
             try:
@@ -135,23 +132,17 @@ def version_of(program: Path) -> tuple[int, ...]:
     return parsed_version(told)
 
 
-def parsed_version(text: str) -> tuple[int, ...]:
-    """The first dotted number in it."""
-    match = re.search(r"(\d+)\.(\d+)\.(\d+)", text)
-    return tuple(map(int, match.groups())) if match else ()
-
-
 def server_command(program: Path, data_dir: Path, client_port: int) -> list[str]:
     """Clients and peers on loopback only. A lone member never calls its peer address: the one told is just a name."""
-    client, peer = f"http://{_endpoint(client_port)}", "http://127.0.0.1:2380"
+    client = f"http://{_endpoint(client_port)}"
     return [
         str(program),
         f"--data-dir={data_dir}",
         f"--listen-client-urls={client}",
         f"--advertise-client-urls={client}",
         "--listen-peer-urls=http://127.0.0.1:0",  # any free port: two etcds on a machine must not fight over 2380
-        f"--initial-advertise-peer-urls={peer}",
-        f"--initial-cluster=default={peer}",
+        f"--initial-advertise-peer-urls={PEER_URL}",
+        f"--initial-cluster={MEMBER}={PEER_URL}",
         "--auto-compaction-mode=periodic",
         "--auto-compaction-retention=1h",
         f"--quota-backend-bytes={QUOTA_BYTES}",
@@ -211,6 +202,8 @@ async def _running_at(endpoint: str) -> EmbeddedEtcd | None:
         writer.close()
         async with EtcdStore.connect([endpoint], timeout=1.0) as store:
             return EmbeddedEtcd(endpoint, await store.server_version())
+    except StoreDenied:  # it runs; who uses it has the login
+        return EmbeddedEtcd(endpoint, "")
     except (OSError, StoreUnavailable):
         return None
 
@@ -222,13 +215,6 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def _warn_of_old(version: str) -> None:
-    if (3, 5) <= parsed_version(version) < OLDEST_SOUND:
-        log.warning(
-            "etcd %s can lose writes in a crash; put 3.5.6 or newer on the PATH for anything that matters", version
-        )
 
 
 def main() -> None:

@@ -3,8 +3,11 @@
 DeepinferError
 ├── StoreConflict         somebody wrote first: look again
 ├── StoreUnavailable      etcd does not answer; a write may or may not have been applied
-│   └── StoreFull         its database has reached its quota
+│   ├── StoreFull         its database has reached its quota
+│   └── StoreDenied       it refuses our login, or what we ask with it
 ├── StoreRefused          etcd rejects the request itself
+├── HistoryGone           changes were missed for good: read everything anew
+├── AnotherFleet          the store is not the one that this process knew
 ├── LeaseLost             what was written under this lease is gone, or soon will be
 ├── NotBuiltYet           asked for something this version cannot do
 ├── InvalidRequest        a field is wrong; `param` names it
@@ -15,8 +18,10 @@ DeepinferError
 ├── NoReadyReplica        deployed, but nothing is ready
 ├── EngineFailed          the engine broke before it answered
 ├── EngineWillNotStart    the engine refused its spec; trying again will not help
+│   └── ModelRefused      its model lies where this node takes none from
 ├── EngineNotInstalled    it can be started once it is installed on that node
 └── ModelUnavailable      a model's files cannot be had on this node
+    └── ModelCorrupt      one of them is damaged
 """
 
 from __future__ import annotations
@@ -46,8 +51,20 @@ class StoreFull(StoreUnavailable):
     """etcd's database is full; compact and defragment it with etcdctl, then `etcdctl alarm disarm`."""
 
 
+class StoreDenied(StoreUnavailable):
+    """etcd refuses this login; see username and password_file in [etcd]."""
+
+
 class StoreRefused(DeepinferError):
     """etcd rejects the request."""
+
+
+class HistoryGone(DeepinferError):
+    """The store's history was compacted or replaced; read everything anew."""
+
+
+class AnotherFleet(DeepinferError):
+    """The store holds another fleet than before; `deepinfer fleet confirm` accepts it."""
 
 
 class LeaseLost(DeepinferError):
@@ -94,9 +111,23 @@ class EngineWillNotStart(DeepinferError):
     """The engine refused this deployment; trying again will not help."""
 
 
+class ModelRefused(EngineWillNotStart):
+    """This node takes no models from there."""
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__}: {super().__str__()}"
+
+
 class EngineNotInstalled(DeepinferError):
     """The engine is not installed on this node; `deepinfer engine install` does that."""
 
 
 class ModelUnavailable(DeepinferError):
     """The model's files cannot be had on this node."""
+
+
+class ModelCorrupt(ModelUnavailable):
+    """A file of the model is damaged; fetch it again."""
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__}: {super().__str__()}"

@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import Field
 
-from deepinfer.fleet.resources import EngineKind, Resource
+from deepinfer.fleet.resource import Resource
+from deepinfer.fleet.spec import EngineKind
 
 EX_CONFIG = 78
 """Exit status (sysexits.h) of a shim whose engine refused its spec: starting it again will not help."""
@@ -45,5 +46,6 @@ class EngineLaunch(Resource):
     engine_args: dict[str, Any] = Field(default_factory=dict)
     log: Path | None = None  # what this process and its children print; loading progress is read from it
     socket: Path  # a unix socket the agent talks to; known before the process exists, so adoption needs no record
-    host: str = "127.0.0.1"  # the gateway's side; the port is chosen by the kernel and told by GetInfo
+    host: str = "127.0.0.1"  # the gateway's side; GetInfo tells the port
+    port_note: Path | None = None  # where the port is noted for the next shim of this epoch; None: nowhere
     container: ContainerServer | None = None  # then the shim computes nothing and speaks for this one

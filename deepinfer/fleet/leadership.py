@@ -21,7 +21,8 @@ from deepinfer.fleet.store import EtcdStore, Lease
 
 log = logging.getLogger(__name__)
 
-TTL_SECONDS = 6
+TTL_SECONDS = 4
+"""etcd ends a lease up to half a second late, so a dead leader is followed within 5 s. One that stalls 3 s leads on."""
 
 
 @dataclass(frozen=True, slots=True)

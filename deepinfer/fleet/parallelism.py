@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from deepinfer.fleet.engine_arguments import by_name
-from deepinfer.fleet.resources import DeploymentSpec, EngineKind
+from deepinfer.fleet.spec import DeploymentSpec, EngineKind
 
 _OTHER_WAYS = ("pipeline_parallel_size", "pp", "data_parallel_size", "dp")
 """Arguments of vLLM that multiply its devices and have no field of their own."""

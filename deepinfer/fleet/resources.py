@@ -1,120 +1,14 @@
-"""The vocabulary every process shares: what a user wants, where it goes, what was seen of it.
-
-Frozen values that cross a process or a disk, readable as JSON. They import nothing of the other processes.
-"""
+"""The vocabulary every process shares: what a user wants, where it goes, what was seen of it."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated
 
-from packaging import version
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import Field, StringConstraints
 
-NAME = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$"
-Name = Annotated[str, StringConstraints(pattern=NAME)]
-DEVICES = r"^(auto|cpu|([a-z]{2,8}:)?\d+(,([a-z]{2,8}:)?\d+)*)$"
-IMAGE = (
-    r"^[a-z0-9][A-Za-z0-9._-]*(:\d{1,5})?(/[A-Za-z0-9._-]+)*"
-    r"(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(@sha256:[0-9a-f]{64})?$"
-)
-SIZE = r"^[1-9]\d{0,11}[bkmg]?$"
-EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
-_SECRET = re.compile(r"(TOKEN(?!IZERS)|SECRET|PASSW|CREDENTIAL|API_?KEY|PRIVATE_?KEY)", re.IGNORECASE)
-
-
-def _comparable(text: str) -> str:
-    """What is not a version must not get as far as the scheduler, which compares them all."""
-    try:
-        version.Version(text)
-    except version.InvalidVersion as error:
-        raise ValueError(f"{text} is not a version, such as 0.32.0") from error
-    return text
-
-
-Version = Annotated[str, StringConstraints(pattern=r"^\d[A-Za-z0-9.+]{0,63}$"), AfterValidator(_comparable)]
-
-
-def looks_secret(variable: str) -> bool:
-    """By its name. What does must neither be stored readably nor reach an engine."""
-    return _SECRET.search(variable) is not None
-
-
-def without_secrets(variables: Mapping[str, str]) -> dict[str, str]:
-    """What an engine may inherit of an environment."""
-    return {name: value for name, value in variables.items() if not looks_secret(name)}
-
-
-class Resource(BaseModel):
-    """A frozen value; an unknown field is a typo and is refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-    def to_json(self) -> bytes:
-        return self.model_dump_json(exclude_none=True).encode()
-
-
-class EngineKind(StrEnum):
-    """What computes."""
-
-    VLLM = "vllm"
-    LAYER_SHARD = "layer-shard"
-    SIM = "sim"
-
-
-class Backend(StrEnum):
-    """How an engine is run on its node."""
-
-    NATIVE = "native"
-    DOCKER = "docker"
-
-
-class Pull(StrEnum):
-    """When an image is fetched."""
-
-    MISSING = "missing"
-    ALWAYS = "always"
-    NEVER = "never"
-
-
-class DockerOptions(Resource):
-    """How the container is made, where "backend" is docker. Sizes as Docker writes them: "512m", "8g"."""
-
-    network: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")] = "host"
-    pull: Pull = Pull.MISSING
-    entrypoint: tuple[str, ...] | None = None  # None: the image's own, or `vllm serve` where it has none
-    ipc: Annotated[str, StringConstraints(pattern=r"^(private|host)$")] = "private"
-    shm_size: Annotated[str, StringConstraints(pattern=SIZE)] = "8g"  # of its workers; unused if ipc is host
-    memory: Annotated[str, StringConstraints(pattern=SIZE)] | None = None  # what it may use at most, swap included
-    cpus: float | None = Field(default=None, gt=0, le=4096, allow_inf_nan=False)
-    ulimits: dict[Annotated[str, StringConstraints(pattern=r"^[a-z]{2,16}$")], int] = Field(default_factory=dict)
-    mounts: tuple[str, ...] = ()  # "/on/the/node:/in/the/container", read-only unless ":rw" follows
-    user: Annotated[str, StringConstraints(pattern=r"^[a-z0-9_][a-z0-9_-]*(:[a-z0-9_][a-z0-9_-]*)?$")] | None = None
-    kv_events: bool = True  # False for an image that has none
-
-    @field_validator("network")
-    @classmethod
-    def _has_a_port(cls, network: str) -> str:
-        if network == "none":
-            raise ValueError("network none leaves the gateway no way to the engine; use host or bridge")
-        return network
-
-    @field_validator("mounts")
-    @classmethod
-    def _absolute(cls, mounts: tuple[str, ...]) -> tuple[str, ...]:
-        for text in mounts:
-            source, _, rest = text.partition(":")
-            target, _, mode = rest.partition(":")
-            if mode not in ("", "ro", "rw") or not (is_plain_path(source) and is_plain_path(target)):
-                raise ValueError(f"{text!r} must be /on/the/node:/in/the/container, with :ro or :rw at most")
-        return mounts
-
-
-def is_plain_path(path: str) -> bool:
-    """Absolute, and it means what it says."""
-    return path.startswith("/") and path != "/" and "\0" not in path and ".." not in path.split("/")
+from deepinfer.fleet.resource import LabelKey, LabelValue, Name, Record, Version
+from deepinfer.fleet.spec import DeploymentSpec, EngineKind
 
 
 class Intent(StrEnum):
@@ -136,61 +30,7 @@ class Phase(StrEnum):
     FAILED = "failed"  # it never became ready; the message says whether it is tried again
 
 
-class DeploymentSpec(Resource):
-    """What a user wants to run. The fields of POST /v1/deployments, without the name."""
-
-    model: Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$")]
-    engine: EngineKind = EngineKind.VLLM
-    engine_version: Version | None = None  # None: the newest installed one that fits
-    backend: Backend = Backend.NATIVE
-    docker_image: Annotated[str, StringConstraints(max_length=512, pattern=IMAGE)] | None = None
-    docker: DockerOptions | None = None
-    model_path: str | None = None
-    device: Annotated[str, StringConstraints(pattern=DEVICES)] = "auto"
-    tensor_parallel_size: int | None = Field(default=None, ge=1, le=1024)
-    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
-    replicas: int = Field(default=1, ge=0, le=1024)
-    dtype: Annotated[str, StringConstraints(pattern=r"^(auto|float32|float16|bfloat16)$")] = "auto"
-    quantization: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] | None = None
-    max_model_len: int | None = Field(default=None, ge=16, le=100_000_000)
-    engine_args: dict[str, Any] = Field(default_factory=dict)
-    env: dict[EnvName, str] = Field(default_factory=dict)
-
-    @property
-    def docker_options(self) -> DockerOptions:
-        """With the defaults where none are given."""
-        return self.docker or DockerOptions()
-
-    @field_validator("model_path")
-    @classmethod
-    def _absolute(cls, path: str | None) -> str | None:
-        if path is not None and not is_plain_path(path):
-            raise ValueError("must be an absolute path on the node, without '..'")
-        return path
-
-    @field_validator("env")
-    @classmethod
-    def _no_secrets(cls, env: dict[str, str]) -> dict[str, str]:
-        for name in env:
-            if looks_secret(name):
-                raise ValueError(f"{name} looks like a secret and would be stored readably; set it for the worker")
-        return env
-
-    @model_validator(mode="after")
-    def _simulated_devices_need_sim(self) -> DeploymentSpec:
-        if self.device.startswith("sim:") and self.engine is not EngineKind.SIM:
-            raise ValueError(f'device {self.device} is simulated; it needs "engine": "sim"')
-        return self
-
-    @model_validator(mode="after")
-    def _image_needs_docker(self) -> DeploymentSpec:
-        for field, value in (("docker_image", self.docker_image), ("docker", self.docker)):
-            if value is not None and self.backend is not Backend.DOCKER:
-                raise ValueError(f'{field} needs "backend": "docker"')
-        return self
-
-
-class Deployment(Resource):
+class Deployment(Record):
     """A spec with a name. Every change of the spec is a new generation."""
 
     name: Name
@@ -200,7 +40,7 @@ class Deployment(Resource):
     spec: DeploymentSpec
 
 
-class Device(Resource):
+class Device(Record):
     """One thing a node can compute on."""
 
     id: str  # "cpu", "cuda:0", "sim:0"
@@ -213,7 +53,7 @@ class Device(Resource):
 ANY_ACCELERATOR = "any"
 
 
-class InstalledEngine(Resource):
+class InstalledEngine(Record):
     """An engine that can be started on a node."""
 
     kind: EngineKind
@@ -221,7 +61,7 @@ class InstalledEngine(Resource):
     accelerator: str  # the kind of device it was built for: "cpu", "cuda", or "any"
 
 
-class ContainerRuntime(Resource):
+class ContainerRuntime(Record):
     """What runs containers on a node: Docker, or what speaks like it."""
 
     version: str = ""  # "" until it has answered
@@ -229,7 +69,7 @@ class ContainerRuntime(Resource):
     warning: str = ""  # what its set-up will cost one day
 
 
-class Node(Resource):
+class Node(Record):
     """One machine's agent and what it offers. Its key lives under the agent's lease."""
 
     name: Name
@@ -238,24 +78,39 @@ class Node(Resource):
     devices: tuple[Device, ...]
     engines: tuple[InstalledEngine, ...]  # that can be started here
     containers: ContainerRuntime | None = None
+    labels: dict[LabelKey, LabelValue] = Field(default_factory=dict)
+    pressure: tuple[str, ...] = ()  # what it runs out of, in words; while there is any, it takes nothing new
+    fleet: str = ""  # the id of the fleet it joined
+    fleet_trouble: str = ""  # why it goes by none of what this store says: it starts and stops nothing
+    leaving: bool = False  # its agent was told to go: what runs there is to be replaced elsewhere first
     version: str
 
 
-class Placement(Resource):
+class NodeSettings(Record):
+    """What people decided about a node."""
+
+    node: Name
+    cordoned: bool = False  # nothing new goes there
+    drain: bool = False  # what is there is replaced elsewhere, then stopped
+    lost: bool = False  # while it is not connected: it will not come back, so do not wait for it
+
+
+class Placement(Record):
     """A replica bound to devices of a node. An engine of an older epoch is never routed to."""
 
-    id: str  # DEPLOYMENT-UID-INDEX
+    id: str  # DEPLOYMENT-UID-SLOT
     epoch: int = Field(ge=1)
     deployment: Name
     generation: int
-    replica: int = Field(ge=0)
+    replica: int = Field(ge=0)  # its slot: the lowest that was free
     node: Name
     devices: tuple[str, ...]
     intent: Intent = Intent.SERVE
+    why: str = ""  # it drains
     spec: DeploymentSpec
 
 
-class ReplicaStatus(Resource):
+class ReplicaStatus(Record):
     """What the agent saw of a placement. Not under the lease: when an agent dies, its engines go on serving."""
 
     id: str
@@ -267,11 +122,35 @@ class ReplicaStatus(Resource):
     pid: int | None = None
     restarts: int = 0
     memory_bytes: int | None = None  # held by the engine, as it reports
+    failures: int = 0  # in a row, without ten good minutes between them
+    given_up: bool = False  # it is not tried again: its spec cannot work
 
 
-class Refusal(Resource):
+class Refusal(Record):
     """Why replicas of a deployment have no place."""
 
     deployment: Name
     missing: int  # replicas without a place
     reasons: dict[str, str]  # node -> why not
+    waits_for: str = ""  # what will make room by itself
+
+    @property
+    def told(self) -> str:
+        """All the reasons; empty where there is no node."""
+        return "; ".join(f"{node} {reason}" for node, reason in self.reasons.items())
+
+
+class Absence(Record):
+    """A node that should run something and is not connected."""
+
+    node: Name
+    since: str  # ISO 8601, UTC: when the control plane's leader first missed it
+    lost: bool = False  # it is not waited for any longer
+    held: str = ""  # why it is waited for although its grace is over
+
+
+class Move(Record):
+    """A person asked that this very epoch of a replica be replaced where the fleet now has a better place."""
+
+    placement: str
+    epoch: int

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
 
 from pydantic import ValidationError
 
 from deepinfer.fleet import keys
-from deepinfer.fleet.resources import Deployment, Node, Placement, Refusal, ReplicaStatus, Resource
-
-R = TypeVar("R", bound=Resource)
+from deepinfer.fleet.conditions import Conditions
+from deepinfer.fleet.reading import Reading
+from deepinfer.fleet.resource import Resource
+from deepinfer.fleet.resources import Absence, Deployment, Move, Node, NodeSettings, Placement, Refusal, ReplicaStatus
+from deepinfer.fleet.rollout import Rollout
 
 
 @dataclass(frozen=True)
@@ -23,35 +26,86 @@ class Snapshot:
     nodes: tuple[Node, ...] = ()
     statuses: tuple[ReplicaStatus, ...] = ()
     refusals: tuple[Refusal, ...] = ()
+    node_settings: tuple[NodeSettings, ...] = ()
+    rollouts: tuple[Rollout, ...] = ()
+    conditions: tuple[Conditions, ...] = ()
+    moves: tuple[Move, ...] = ()
+    absences: tuple[Absence, ...] = ()
     unreadable: Mapping[str, str] = field(default_factory=dict)
     """Key -> why. Nothing may be concluded from the absence of an object that is merely unreadable."""
 
     def status_of(self, placement: Placement) -> ReplicaStatus | None:
         """The newest word on this very epoch."""
-        for status in self.statuses:
-            if status.id == placement.id and status.node == placement.node and status.epoch == placement.epoch:
-                return status
-        return None
+        return self._statuses.get((placement.id, placement.node, placement.epoch))
+
+    @cached_property
+    def _statuses(self) -> Mapping[tuple[str, str, int], ReplicaStatus]:
+        """The first one by key, should a record lie under a wrong one too."""
+        return {(status.id, status.node, status.epoch): status for status in reversed(self.statuses)}
+
+
+class Kind(NamedTuple):
+    """Where records of one kind lie, and the snapshot's field that has them."""
+
+    prefix: str
+    field: str
+    record: type[Resource]
+
+
+KINDS = (
+    Kind(keys.DEPLOYMENTS, "deployments", Deployment),
+    Kind(keys.PLACEMENTS, "placements", Placement),
+    Kind(keys.NODES, "nodes", Node),
+    Kind(keys.STATUSES, "statuses", ReplicaStatus),
+    Kind(keys.REFUSALS, "refusals", Refusal),
+    Kind(keys.NODE_SETTINGS, "node_settings", NodeSettings),
+    Kind(keys.ROLLOUTS, "rollouts", Rollout),
+    Kind(keys.CONDITIONS, "conditions", Conditions),
+    Kind(keys.ABSENCES, "absences", Absence),
+    Kind(keys.MOVES, "moves", Move),
+)
+
+
+class Unreadable(str):
+    """Why a record does not parse."""
+
+    __slots__ = ()
+
+
+def parsed(record: type[Resource], value: bytes) -> Resource | Unreadable:
+    try:
+        return record.model_validate_json(value)
+    except ValidationError as error:
+        return Unreadable("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()))
 
 
 def snapshot_of(entries: Mapping[str, bytes]) -> Snapshot:
     """Parse everything under /deepinfer/. A record that does not parse costs that record only."""
     unreadable: dict[str, str] = {}
+    tables: dict[str, Any] = {}
+    for kind in KINDS:
+        records = {key: parsed(kind.record, entries[key]) for key in sorted(entries) if key.startswith(kind.prefix)}
+        unreadable |= {key: record for key, record in records.items() if isinstance(record, Unreadable)}
+        tables[kind.field] = tuple(record for record in records.values() if not isinstance(record, Unreadable))
+    return Snapshot(**tables, unreadable=unreadable)
 
-    def parsed(prefix: str, kind: type[R]) -> tuple[R, ...]:
-        found = []
-        for key in sorted(k for k in entries if k.startswith(prefix)):
-            try:
-                found.append(kind.model_validate_json(entries[key]))
-            except ValidationError as error:
-                unreadable[key] = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        return tuple(found)
 
-    return Snapshot(
-        deployments=parsed(keys.DEPLOYMENTS, Deployment),
-        placements=parsed(keys.PLACEMENTS, Placement),
-        nodes=parsed(keys.NODES, Node),
-        statuses=parsed(keys.STATUSES, ReplicaStatus),
-        refusals=parsed(keys.REFUSALS, Refusal),
-        unreadable=unreadable,
-    )
+class View(NamedTuple):
+    """The fleet, and the very reading it was made from: what a commit compares with."""
+
+    reading: Reading
+    fleet: Snapshot
+
+
+class ViewedStore(Protocol):
+    """Where a decision comes from and goes to: etcd itself, or a mirror of it."""
+
+    async def view(self) -> View: ...
+
+    async def commit(
+        self,
+        puts: Mapping[str, bytes | None],
+        *,
+        if_unchanged: Reading | None = None,
+        also_unchanged: Mapping[str, int] = ...,
+    ) -> int: ...

@@ -9,13 +9,37 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from deepinfer.etcd.access import OPEN, Access
+from deepinfer.etcd.backoff import Backoff
 from deepinfer.etcd.client import Client, Outcome, Transaction
-from deepinfer.etcd.errors import Ambiguous, Compacted, EtcdError, LeaseGone, NoSpace, Unavailable
+from deepinfer.etcd.errors import (
+    Ambiguous,
+    Compacted,
+    Denied,
+    EtcdError,
+    HistoryReplaced,
+    LeaseGone,
+    NoSpace,
+    Unavailable,
+)
 from deepinfer.etcd.lease import Lease
-from deepinfer.fleet.errors import LeaseLost, StoreConflict, StoreFull, StoreRefused, StoreUnavailable
+from deepinfer.etcd.snapshot import Piece
+from deepinfer.etcd.watch import Batch
+from deepinfer.fleet import keys
+from deepinfer.fleet.errors import (
+    HistoryGone,
+    LeaseLost,
+    StoreConflict,
+    StoreDenied,
+    StoreFull,
+    StoreRefused,
+    StoreUnavailable,
+)
+from deepinfer.fleet.reading import Changes, Entry, Reading
+from deepinfer.fleet.snapshot import View, snapshot_of
 
 __all__ = ["EtcdStore", "Lease", "Reading"]
 
@@ -23,32 +47,6 @@ log = logging.getLogger(__name__)
 
 MOST_OPERATIONS = 100  # a transaction; etcd's own limit is 128 compares and 128 operations
 MOST_BYTES = 1 << 20  # a transaction; etcd's own limit is 1.5 MiB
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    value: bytes
-    mod_revision: int
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """Everything under `prefix` as it was at `revision`."""
-
-    revision: int
-    entries: Mapping[str, Entry]
-    prefix: str = ""
-
-    @property
-    def values(self) -> dict[str, bytes]:
-        return {key: entry.value for key, entry in self.entries.items()}
-
-    def mod_revision(self, key: str) -> int:
-        """0 for a key that was absent."""
-        if not key.startswith(self.prefix):
-            raise ValueError(f"{key!r} is not part of a reading of {self.prefix!r}")
-        entry = self.entries.get(key)
-        return entry.mod_revision if entry else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +75,16 @@ class EtcdStore:
     def __init__(self, client: Client, endpoints: Sequence[str]) -> None:
         self._client = client
         self._endpoints = ", ".join(endpoints)
+        self.written = 0
+        """The revision of the newest commit that went through this store: no older view may be acted upon."""
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def connect(cls, endpoints: Sequence[str], *, timeout: float = 3.0) -> AsyncIterator[EtcdStore]:
+    async def connect(
+        cls, endpoints: Sequence[str], *, access: Access = OPEN, timeout: float = 3.0
+    ) -> AsyncIterator[EtcdStore]:
         """Raises `StoreUnavailable` if nobody answers within `timeout`, which is also every later call's deadline."""
-        async with Client(endpoints, timeout=timeout) as client:
+        async with Client(endpoints, access=access, timeout=timeout) as client:
             store = cls(client, endpoints)
             await store.server_version()
             yield store
@@ -91,8 +93,20 @@ class EtcdStore:
         await self._client.close()
 
     async def server_version(self) -> str:
+        """ "" where etcd tells it to root alone, as newer ones do."""
         with self._errors_named():
-            return await self._client.server_version()
+            try:
+                return await self._client.server_version()
+            except Denied:
+                await self._client.get(keys.LEADER.encode())  # raises, too, if it is the login that is wrong
+                return ""
+
+    async def snapshot(self) -> AsyncGenerator[Piece, None]:
+        """All that etcd holds, other users' keys included, in pieces. Use it in `contextlib.aclosing`."""
+        with self._errors_named():
+            async with contextlib.aclosing(self._client.snapshot()) as pieces:
+                async for piece in pieces:
+                    yield piece
 
     async def read(self, prefix: str) -> Reading:
         """All keys under `prefix`, all at one revision, however many there are."""
@@ -102,6 +116,11 @@ class EtcdStore:
                     found, revision = await self._client.read_prefix(prefix.encode())
                     break
         return Reading(revision, {kv.key.decode(): Entry(kv.value, kv.mod_revision) for kv in found}, prefix)
+
+    async def view(self) -> View:
+        """The whole fleet, read now."""
+        reading = await self.read(keys.FLEET)
+        return View(reading, snapshot_of(reading.values))
 
     async def commit(
         self,
@@ -124,6 +143,8 @@ class EtcdStore:
             batch = _Batch(part, {**touched, **also_unchanged}, lease.id if lease else 0)
             with self._errors_named():
                 revision = await self._commit_batch(batch)
+            if any(key.startswith(keys.FLEET) for key in part):  # nothing else comes back to who follows the fleet
+                self.written = max(self.written, revision)
         return revision
 
     @contextlib.asynccontextmanager
@@ -134,20 +155,45 @@ class EtcdStore:
                 lease = await stack.enter_async_context(self._client.lease(ttl_seconds))
             yield lease
 
+    async def expiry(self, ttl_seconds: int) -> Lease:
+        """A lease for what is to end by itself."""
+        with self._errors_named():
+            return await self._client.expiry(ttl_seconds)
+
     async def changes(self, prefix: str) -> AsyncGenerator[int, None]:
         """Yield a revision once the watch is set up, and after every change under `prefix`; for ever, over any failure.
 
         A reason to look, no more: one item may stand for many changes. Use it in `contextlib.aclosing`.
         """
+        backoff = Backoff(first=0.5, longest=10.0)
         while True:
             try:
                 async with contextlib.aclosing(self._client.watch(prefix.encode())) as batches:
                     async for batch in batches:
+                        backoff.reset()
                         yield batch.revision
-            except Compacted as error:
-                log.warning("the watch of %s fell behind: %s; looking at everything anew", prefix, error)
+            except (Compacted, HistoryReplaced) as error:
+                log.warning("the watch of %s cannot go on: %s; looking at everything anew", prefix, error)
+            except Denied as error:  # a password may be rotated here later than there: as good as no store until then
+                log.warning("etcd at %s denies the watch of %s: %s; trying again", self._endpoints, prefix, error)
+                await backoff.pause()
             except EtcdError as error:
                 raise StoreRefused(f"etcd at {self._endpoints} refuses to watch {prefix}: {error}.") from error
+
+    async def watch(self, prefix: str, start: int, connected: Callable[[bool], None]) -> AsyncGenerator[Changes, None]:
+        """Every change under `prefix` from the revision `start` on; `connected` hears of each break and its end.
+
+        Raises `HistoryGone` when the only way on is to read everything anew. Use it in `contextlib.aclosing`.
+        """
+        try:
+            batches = self._client.watch(prefix.encode(), start=start, connected=connected)
+            async with contextlib.aclosing(batches):
+                async for batch in batches:
+                    yield _changes(batch)
+        except (Compacted, HistoryReplaced) as error:
+            raise HistoryGone(f"The watch of {prefix} cannot go on: {error}.") from error
+        except EtcdError as error:
+            raise StoreRefused(f"etcd at {self._endpoints} refuses to watch {prefix}: {error}.") from error
 
     async def follow(self, prefix: str, changed: asyncio.Event) -> None:
         """Set `changed` whenever something under `prefix` may have changed. Never returns."""
@@ -197,6 +243,10 @@ class EtcdStore:
             raise LeaseLost from error
         except NoSpace as error:
             raise StoreFull from error
+        except Denied as error:
+            raise StoreDenied(
+                f"etcd at {self._endpoints} denies this ({error}); see username and password_file in [etcd]."
+            ) from error
         except Ambiguous as error:
             raise StoreUnavailable(f"etcd did not say whether it wrote ({error}); read again to find out.") from error
         except Unavailable as error:
@@ -205,6 +255,14 @@ class EtcdStore:
             ) from error
         except EtcdError as error:
             raise StoreRefused(f"etcd at {self._endpoints} refused: {error}.") from error
+
+
+def _changes(batch: Batch) -> Changes:
+    entries = {
+        change.key.decode(): None if change.value is None else Entry(change.value, change.mod_revision)
+        for change in batch.changes
+    }
+    return Changes(entries, batch.revision)
 
 
 def _parts_of(puts: Mapping[str, bytes | None]) -> Iterator[dict[str, bytes | None]]:

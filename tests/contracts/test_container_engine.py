@@ -28,7 +28,7 @@ from deepinfer.engine_shim.kv_mirror import KvMirror
 from deepinfer.engine_shim.token_engine import FinishReason, SamplingParams
 from deepinfer.fleet.launch import FAILURE_LINE, ContainerServer
 from deepinfer.fleet.places import cache_dir
-from deepinfer.fleet.resources import DeploymentSpec, EngineKind
+from deepinfer.fleet.spec import DeploymentSpec, EngineKind
 from tests.bare_vllm import ON_CPU, BareVllm
 from tests.fleet import eventually
 from tests.sidecar import Sidecar, sidecar_launch, sidecar_process

@@ -11,7 +11,7 @@ import pytest
 from deepinfer.agent.containers.daemon import Daemon
 from deepinfer.agent.containers.failures import DiskFull, ImageMissing
 from deepinfer.agent.containers.image import image_of
-from deepinfer.fleet.resources import Pull
+from deepinfer.fleet.spec import Pull
 from tests.docker_engine import DockerEngine
 from tests.docker_images import exits_image, sim_image
 from tests.docker_registry import DockerRegistry, docker_registry

@@ -6,21 +6,26 @@ import asyncio
 import os
 import signal
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
 
+from deepinfer.agent.containers.container_log import POSITION
 from deepinfer.agent.containers.creation import container_name
 from deepinfer.agent.containers.failures import ContainerRefused, ImageUnusable
+from deepinfer.agent.engine_folders import engine_folder, launch_file
 from deepinfer.agent.launching import Mark
 from deepinfer.engine_shim.client import EngineClient, ShimPhase
 from deepinfer.fleet.launch import EngineLaunch
 from tests.alive import is_alive
+from tests.docker_engine import DockerEngine
 from tests.docker_images import no_server_image, sim_image
 from tests.gateway_parts import until
-from tests.program_nodes import ContainerNode, looked_after, next_agent, printed
+from tests.program_nodes import ContainerNode, container_node, looked_after, next_agent, printed
+from tests.small_disk import small_disk
 
 SLEEPS = "import time; print('up', flush=True); time.sleep(600)"
 COUNTS = """
@@ -97,6 +102,47 @@ async def test_the_log_goes_on_with_the_next_agent_where_it_was(node: ContainerN
             assert later.sidecar_processes() == [sidecar]
     lines = [line for line in printed(node, engine).splitlines() if line.startswith("line")]
     assert lines == ["line 0", "line 1", "line 2", "line 3"]
+
+
+async def test_a_full_disk_costs_lines_and_neither_the_container_nor_its_sidecar(
+    tmp_path: Path, docker_engine: DockerEngine
+) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        async with container_node(disk.folder, docker_engine) as node:
+            engine = await node.start(COUNTS)
+            async with looked_after(engine) as end:
+                await until(lambda: "line 0\n" in printed(node, engine))
+                await until(node.sidecar_processes)
+                (sidecar,) = node.sidecar_processes()
+                disk.fill()
+                os.kill(engine.pid, signal.SIGUSR1)  # line 1 is lost
+                sidecar.kill()
+                await until(lambda: sidecar not in (now := node.sidecar_processes()) and now)
+                assert not node.daemon.trouble and not end.done()
+                disk.make_room()
+                os.kill(engine.pid, signal.SIGUSR1)
+                await until(lambda: "line 2\n" in printed(node, engine))
+                assert not end.done()
+
+
+async def test_damaged_notes_of_an_earlier_agent_cost_nothing_until_they_are_needed(node: ContainerNode) -> None:
+    engine = await node.start(COUNTS)
+    async with looked_after(engine):
+        await until(lambda: "line 0\n" in printed(node, engine))
+        await until(node.sidecar_processes)
+        (sidecar,) = node.sidecar_processes()
+    folder = engine_folder(node.engines, engine.mark.placement)
+    for file in (folder / POSITION, launch_file(folder)):
+        file.write_bytes(b"\xff\x00")
+    async with next_agent(node.home, node.docker, node.instance) as later:
+        (adopted,) = await later.launcher.running()
+        async with looked_after(adopted) as end:
+            os.kill(engine.pid, signal.SIGUSR1)
+            await until(lambda: "line 1\n" in printed(node, engine))
+            assert later.sidecar_processes() == [sidecar] and not end.done()
+            sidecar.kill()
+            seen = await end
+    assert seen.is_sure and f"{launch_file(folder)} was damaged" in (seen.reason or "")
 
 
 async def test_a_sidecar_that_dies_is_replaced_and_the_container_knows_nothing_of_it(node: ContainerNode) -> None:

@@ -12,7 +12,7 @@ from deepinfer.agent.launching import Launcher
 from deepinfer.agent.simulated_devices import devices_below
 from deepinfer.agent.workshop import Workshop
 from deepinfer.fleet.config import WorkerConfig
-from deepinfer.fleet.resources import Backend, DeploymentSpec
+from deepinfer.fleet.spec import Backend, DeploymentSpec
 from tests.gateway_parts import until
 from tests.program_nodes import native_node
 

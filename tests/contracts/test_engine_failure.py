@@ -18,7 +18,7 @@ from deepinfer.engine_shim.status import ShimStatus
 from deepinfer.engine_shim.token_engine import FinishReason, SamplingParams
 from deepinfer.fleet.errors import EngineFailed
 from deepinfer.fleet.launch import EngineLaunch
-from deepinfer.fleet.resources import EngineKind
+from deepinfer.fleet.spec import EngineKind
 from tests.alive import is_alive
 from tests.fleet import eventually
 from tests.sim_engine import SimProcess, sim_process

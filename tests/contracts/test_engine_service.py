@@ -24,7 +24,7 @@ from deepinfer.engine_shim.token_engine import FinishReason, SamplingParams
 from deepinfer.engine_shim.wire import ShimPhase
 from deepinfer.fleet.errors import EngineFailed, InvalidRequest
 from deepinfer.fleet.launch import EX_CONFIG, EngineLaunch
-from deepinfer.fleet.resources import EngineKind
+from deepinfer.fleet.spec import EngineKind
 from tests.sim_engine import SimProcess, sim_process
 
 

@@ -24,7 +24,7 @@ from deepinfer.engine_shim.state_wire import EngineState, state_from_bytes, stat
 from deepinfer.engine_shim.status import ShimStatus
 from deepinfer.engine_shim.wire import ShimPhase
 from deepinfer.fleet.launch import EngineLaunch
-from deepinfer.fleet.resources import EngineKind
+from deepinfer.fleet.spec import EngineKind
 from tests.shim_in_process import engine_over
 
 

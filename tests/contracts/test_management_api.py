@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,16 @@ import pytest
 
 from deepinfer.agent.engine_log import log_path
 from deepinfer.agent.logs_service import serving_logs
-from deepinfer.control_plane.gateway.server import listening
 from deepinfer.control_plane.management.app import management_app
 from deepinfer.fleet import keys
 from deepinfer.fleet.errors import StoreUnavailable
-from deepinfer.fleet.resources import Deployment, Device, Node, Phase, ReplicaStatus
+from deepinfer.fleet.identity import founded
+from deepinfer.fleet.mirror import Mirror
+from deepinfer.fleet.resources import Deployment, Phase, ReplicaStatus
 from deepinfer.fleet.store import EtcdStore
 from tests.etcd_process import EtcdProcess
-from tests.fleet_values import installed, placement
+from tests.fleet_values import placement
+from tests.management_parts import error_of, node, serving, write
 
 SIM = {"model": "org/model", "engine": "sim", "name": "chat"}
 
@@ -31,28 +33,18 @@ async def api(store: EtcdStore) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-@asynccontextmanager
-async def serving(store: EtcdStore) -> AsyncIterator[httpx.AsyncClient]:
-    async with (
-        listening(management_app(lambda: store), "127.0.0.1", 0) as port,
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client,
-    ):
-        yield client
-
-
-def error_of(answer: httpx.Response) -> dict[str, Any]:
-    body = answer.json()
-    assert list(body) == ["error"] and set(body["error"]) == {"message", "type", "param", "code"}
-    error: dict[str, Any] = body["error"]
-    return error
-
-
 async def test_a_deployment_is_created_shown_changed_and_deleted(api: httpx.AsyncClient) -> None:
     created = await api.post("/v1/deployments", json=SIM)
     assert created.status_code == 201
     view = created.json()
     assert (view["name"], view["generation"], view["replicas"], view["device"]) == ("chat", 1, 1, "auto")
-    assert view["status"] == {"phase": "progressing", "ready": 0, "wanted": 1, "message": "waiting for the scheduler"}
+    assert view["status"] == {
+        "phase": "progressing",
+        "ready": 0,
+        "wanted": 1,
+        "message": "waiting for the scheduler",
+        "outcome": "progressing",
+    }
     assert (await api.get("/v1/deployments")).json() == {"object": "list", "data": [view]}
     changed = await api.patch("/v1/deployments/chat", json={"replicas": 2})
     assert (changed.status_code, changed.json()["generation"], changed.json()["replicas"]) == (200, 2, 2)
@@ -176,8 +168,8 @@ async def test_replicas_and_nodes_are_shown_with_what_was_seen_of_them(
         ("node-2", False, ["chat-aaaaa-1"], []),
     ]
     status = (await api.get("/v1/deployments/chat")).json()["status"]
-    message = "chat-aaaaa-1 on node-2: its node is not connected"
-    assert status == {"phase": "progressing", "ready": 1, "wanted": 2, "message": message}
+    assert (status["phase"], status["ready"], status["wanted"]) == ("progressing", 1, 2)
+    assert status["message"] == "chat-aaaaa-1 on node-2: its node is not connected"
 
 
 async def test_logs_come_from_the_nodes_agent(api: httpx.AsyncClient, store: EtcdStore, tmp_path: Path) -> None:
@@ -212,8 +204,58 @@ async def test_without_the_store_the_answer_is_come_back_later(own_etcd: EtcdPro
                 assert error_of(answer)["code"] == "store_unavailable"
 
 
+async def test_while_the_store_is_away_reads_are_marked_stale_and_writes_refused(own_etcd: EtcdProcess) -> None:
+    async with EtcdStore.connect([own_etcd.endpoint], timeout=0.5) as store, serving(store) as client:
+        created = await client.post("/v1/deployments", json=SIM)
+        assert (created.status_code, created.headers.get("x-deepinfer-stale-since")) == (201, None)
+        own_etcd.kill()
+        async with asyncio.timeout(10):
+            while not (answer := await client.get("/v1/deployments")).headers.get("x-deepinfer-stale-since"):
+                pass
+        assert [d["name"] for d in answer.json()["data"]] == ["chat"]
+        assert datetime.fromisoformat(answer.headers["x-deepinfer-stale-since"]) <= datetime.now(UTC)
+        refused = await client.delete("/v1/deployments/chat")
+        assert (refused.status_code, error_of(refused)["code"]) == (503, "store_unavailable")
+        assert int(refused.headers["retry-after"]) > 0
+        await asyncio.to_thread(own_etcd.start)
+        async with asyncio.timeout(10):
+            while (answer := await client.get("/v1/deployments")).headers.get("x-deepinfer-stale-since"):
+                pass
+        assert answer.json()["data"][0]["uid"] == created.json()["uid"]
+        assert (await client.delete("/v1/deployments/chat")).status_code == 202
+
+
+async def test_a_wiped_store_takes_no_write_until_a_person_confirms_it(
+    api: httpx.AsyncClient, store: EtcdStore
+) -> None:
+    await api.post("/v1/deployments", json=SIM)
+    first = await founded(store)
+    async with asyncio.timeout(10):
+        while (await api.get("/v1/fleet")).json()["id"] != first.id:
+            pass
+    trouble = "The store was wiped or exchanged"
+    waiting = node("node-1", "127.0.0.1:1").model_copy(update={"fleet": "another", "fleet_trouble": trouble})
+    wiped: dict[str, bytes | None] = dict.fromkeys((await store.read(keys.FLEET)).entries)
+    await store.commit({**wiped, keys.node("node-1"): waiting.to_json()})
+    async with asyncio.timeout(10):
+        while not (told := (await api.get("/v1/fleet")).json())["trouble"]:
+            pass
+    assert told["waiting_nodes"] == {"node-1": trouble}
+    listed = await api.get("/v1/deployments")
+    assert [d["name"] for d in listed.json()["data"]] == ["chat"] and listed.headers["x-deepinfer-stale-since"]
+    refused = await api.post("/v1/deployments", json={**SIM, "name": "other"})
+    assert (refused.status_code, error_of(refused)["code"]) == (503, "another_fleet")
+    assert "deepinfer fleet confirm" in error_of(refused)["message"]
+    assert list((await store.read(keys.FLEET)).entries) == [keys.node("node-1")]
+    confirmed = (await api.post("/v1/fleet/confirm")).json()
+    assert (confirmed["trouble"], confirmed["id"] != first.id) == ("", True)
+    assert set((await founded(store)).succeeds) == {first.id, "another"}
+    assert (await api.get("/v1/deployments")).json()["data"] == []
+    assert (await api.post("/v1/deployments", json=SIM)).status_code == 201
+
+
 async def test_before_the_store_is_connected_only_the_documentation_answers() -> None:
-    def not_yet() -> EtcdStore:
+    def not_yet() -> Mirror:
         raise StoreUnavailable("serve is not connected to etcd yet.")
 
     transport = httpx.ASGITransport(management_app(not_yet))
@@ -235,15 +277,3 @@ def references_in(part: Any) -> list[str]:
         own = [part["$ref"]] if "$ref" in part else []
         return own + [found for value in part.values() for found in references_in(value)]
     return [found for value in part for found in references_in(value)] if isinstance(part, list) else []
-
-
-def node(name: str, agent_endpoint: str) -> Node:
-    cpu = Device(id="cpu", kind="cpu", name="CPU", memory_bytes=1)
-    engines = (installed(),)
-    return Node(name=name, instance="i", agent_endpoint=agent_endpoint, devices=(cpu,), engines=engines, version="0")
-
-
-async def write(store: EtcdStore, *resources: Any) -> None:
-    names = {"Deployment": lambda r: keys.deployment(r.name), "Node": lambda r: keys.node(r.name)}
-    names |= {"Placement": lambda r: keys.placement(r.node, r.id), "ReplicaStatus": lambda r: keys.status(r.node, r.id)}
-    await store.commit({names[type(r).__name__](r): r.to_json() for r in resources})

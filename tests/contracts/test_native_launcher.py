@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +14,18 @@ from pathlib import Path
 import psutil
 import pytest
 
+from deepinfer.agent.engine_folders import port_note
 from deepinfer.agent.engine_log import log_path
 from deepinfer.agent.native.engine_process import EngineProcess
 from deepinfer.agent.native.launcher import NativeLauncher
+from deepinfer.agent.native.own_sockets import ipc_folder
 from deepinfer.engine_environments.environment import Environment
 from deepinfer.fleet.launch import EngineLaunch
 from tests.alive import is_alive
 from tests.fleet import eventually
 from tests.fleet_values import placement
 from tests.program_nodes import STAYS
+from tests.stepped_clock import asked_after_step
 
 SLEEPS = "import sys, time; print('up', sys.argv[1], flush=True); time.sleep(600)"
 
@@ -31,6 +35,13 @@ def launcher(tmp_path: Path) -> Iterator[NativeLauncher]:
     environment = {**os.environ, "HF_TOKEN": "hf_secret", "MY_API_KEY": "k", "TOKENIZERS_PARALLELISM": "false"}
     (tmp_path / "sockets").mkdir()
     yield NativeLauncher(os.urandom(8).hex(), tmp_path / "engines", tmp_path / "sockets", environment)
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """As a socket's path must be."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 def with_shim(launcher: NativeLauncher, code: str) -> NativeLauncher:
@@ -66,7 +77,7 @@ async def test_what_a_dead_shim_left_behind_is_found_and_ended(launcher: NativeL
 
 
 async def test_a_process_that_lost_its_mark_and_its_shim_is_ended_too(launcher: NativeLauncher) -> None:
-    """As programs do that write their title over their environment."""
+    """As programs do that write their title over their environment. It is known also after the clock was set."""
     forgets = (
         "import os, subprocess, sys, time\n"
         "subprocess.Popen([sys.executable, '-c', 'import time; print(\"up\", flush=True); time.sleep(600)'], env={})\n"
@@ -78,7 +89,8 @@ async def test_a_process_that_lost_its_mark_and_its_shim_is_ended_too(launcher: 
     (child,) = psutil.Process(process.pid).children()
     os.kill(process.pid, signal.SIGKILL)
     await process.ended()
-    assert [member.pid for member in process.members()] == [child.pid]
+    for found in (process.members(), asked_after_step(3600, process.folder, process.members)):
+        assert [member.pid for member in found] == [child.pid]
     await process.kill()
     assert not is_alive(child.pid)
 
@@ -106,6 +118,7 @@ async def test_an_engine_gets_its_launch_file_and_no_secrets(launcher: NativeLau
     assert launch.model_path == Path("/models/m")
     assert launch.socket == process.socket
     assert launch.log == log_path(process.folder)
+    assert launch.port_note == port_note(process.folder)
 
 
 @pytest.mark.parametrize(
@@ -149,3 +162,50 @@ def said_by(interpreter: Path, environment: dict[str, str]) -> str:
     code = "import deepinfer.engine_shim.main as m, importlib.util as i; print(m.__file__, i.find_spec('pytest'))"
     command = [str(interpreter), "-P", "-c", code]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120).stdout
+
+
+MAKES_SOCKETS = """
+import os, socket, time, uuid
+from pathlib import Path
+from deepinfer.fleet.launch import EngineLaunch
+import sys
+shim = EngineLaunch.model_validate_json(Path(sys.argv[1]).read_bytes()).socket
+events = shim.with_suffix(".kv")
+events.mkdir()
+for path in (shim, events / "events", Path(os.environ["VLLM_RPC_BASE_PATH"]) / str(uuid.uuid4())):
+    socket.socket(socket.AF_UNIX).bind(str(path))
+print("up", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("adopted", [False, True])
+async def test_a_killed_engine_leaves_no_socket(launcher: NativeLauncher, short_folder: Path, adopted: bool) -> None:
+    launcher = replace(with_shim(launcher, MAKES_SOCKETS), sockets=short_folder)
+    process = launcher.start(placement(), None)
+    eventually(lambda: "up" in printed(process))
+    assert sum(path.is_socket() for path in launcher.sockets.rglob("*")) == 3
+    another = launcher.start(placement(replica=1), None)
+    eventually(lambda: "up" in printed(another))
+    if adopted:
+        process = next(each for each in await launcher.running() if each.mark == process.mark)
+    os.kill(process.pid, signal.SIGKILL)
+    await process.ended()
+    await process.kill()
+    assert {path.stem for path in launcher.sockets.iterdir()} == {another.socket.stem}
+    await another.kill()
+    assert list(launcher.sockets.iterdir()) == []
+
+
+def test_sockets_whose_path_would_be_too_long_stay_where_vllm_puts_them(tmp_path: Path) -> None:
+    just = Path("/").joinpath("a" * (103 - 37 - len(".ipc") - 1))
+    assert ipc_folder(just.with_suffix(".sock")) == just.with_suffix(".ipc")
+    assert ipc_folder(Path(f"{just}b.sock")) is None
+
+
+def test_the_users_own_folder_of_sockets_wins(launcher: NativeLauncher, short_folder: Path) -> None:
+    launcher = replace(launcher, sockets=short_folder)
+    launcher = with_shim(launcher, "import os; print('up', os.environ['VLLM_RPC_BASE_PATH'], flush=True)")
+    spec = placement().spec.model_copy(update={"env": {"VLLM_RPC_BASE_PATH": "/own"}})
+    process = launcher.start(placement().model_copy(update={"spec": spec}), None)
+    assert eventually(lambda: printed(process)) == "up /own\n"

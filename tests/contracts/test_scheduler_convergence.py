@@ -7,13 +7,14 @@ from functools import partial
 
 import pytest
 
-from deepinfer.control_plane.scheduler.converge import converge
+from deepinfer.control_plane.scheduler.scheduler import Scheduler
 from deepinfer.fleet import keys
 from deepinfer.fleet.convergence import keep_converging
 from deepinfer.fleet.errors import StoreConflict
 from deepinfer.fleet.leadership import Leadership, lead
-from deepinfer.fleet.resources import Deployment, DeploymentSpec, Device, EngineKind, Intent, Node, Phase, ReplicaStatus
+from deepinfer.fleet.resources import Deployment, Device, Intent, Node, Phase, ReplicaStatus
 from deepinfer.fleet.snapshot import Snapshot, snapshot_of
+from deepinfer.fleet.spec import DeploymentSpec, EngineKind
 from deepinfer.fleet.store import EtcdStore
 from tests.fleet_values import installed
 
@@ -31,6 +32,10 @@ def node(name: str = "a") -> Node:
 
 async def fleet_in(store: EtcdStore) -> Snapshot:
     return snapshot_of((await store.read(keys.FLEET)).values)
+
+
+async def converge(store: EtcdStore, leadership: Leadership) -> None:
+    await Scheduler(store, leadership).converge()
 
 
 async def leading(store: EtcdStore, name: str = "me") -> Leadership:

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepinfer.agent.plan import Forget, Keep, Seen, Situation, Stage, Start, Stop, Wait, Wanted, plan
+from deepinfer.agent.plan import Forget, Hold, Keep, Seen, Situation, Stage, Start, Stop, Wait, Wanted, plan
 from deepinfer.agent.restarts import FORGIVEN_AFTER_SECONDS, Restarts
-from deepinfer.fleet.resources import Intent, Placement
+from deepinfer.fleet.resources import Intent, Phase, Placement, ReplicaStatus
 from tests.fleet_values import placement
 
 ID = placement().id
@@ -37,6 +37,11 @@ GONE = None
         (SERVE, Seen(ID, 1, Stage.ABSENT), Start(SERVE)),
         (SERVE, Seen(ID, 1, Stage.CRASHED, not_before=99), Start(SERVE)),
         (SERVE, Seen(ID, 1, Stage.REFUSED), Start(SERVE)),
+        # a newer epoch: the placement comes from an old backup of the store
+        (SERVE, Seen(ID, 3, Stage.PREPARING), Keep(ID)),
+        (SERVE, Seen(ID, 3, Stage.RUNNING), Keep(ID)),
+        (SERVE, Seen(ID, 3, Stage.ENDING), Keep(ID)),
+        (SERVE, Seen(ID, 3, Stage.CRASHED, not_before=99), Start(SERVE)),
         (DRAIN, None, Keep(ID)),
         (DRAIN, Seen(ID, 2, Stage.ABSENT), Forget(ID)),
         (DRAIN, Seen(ID, 2, Stage.PREPARING), Stop(ID)),
@@ -57,6 +62,33 @@ GONE = None
 def test_every_pair_has_its_action(wanted: Placement | None, seen: Seen | None, action: object) -> None:
     reading = Wanted(placements=(wanted,) if wanted else ())
     assert plan(Situation(10, reading, {ID: seen} if seen else {})) == (action,)
+
+
+@pytest.mark.parametrize(
+    ("seen", "action"),
+    [
+        (None, Hold(SERVE, ("it is full",))),
+        (Seen(ID, 2, Stage.ABSENT), Hold(SERVE, ("it is full",))),
+        (Seen(ID, 1, Stage.CRASHED), Hold(SERVE, ("it is full",))),
+        (Seen(ID, 1, Stage.REFUSED), Hold(SERVE, ("it is full",))),
+        (Seen(ID, 2, Stage.CRASHED), Start(SERVE)),  # it is nothing new
+        (Seen(ID, 2, Stage.CRASHED, not_before=11), Wait(ID, 11)),
+        (Seen(ID, 2, Stage.PREPARING), Keep(ID)),
+        (Seen(ID, 2, Stage.RUNNING), Keep(ID)),
+        (Seen(ID, 1, Stage.RUNNING), Stop(ID)),  # nobody is sent to an older epoch
+    ],
+)
+def test_a_closed_node_starts_nothing_new_and_leaves_alone_what_runs(seen: Seen | None, action: object) -> None:
+    there = {ID: seen} if seen else {}
+    assert plan(Situation(10, Wanted((SERVE,)), there, closed=("it is full",))) == (action,)
+
+
+@given(st.data())
+def test_a_closed_node_ends_what_an_open_one_would(data: st.DataObject) -> None:
+    situation = data.draw(situations())
+    ending = [action for action in plan(situation) if isinstance(action, Stop | Forget)]
+    closed = plan(replace(situation, closed=("it is full",)))
+    assert [action for action in closed if isinstance(action, Stop | Forget)] == ending
 
 
 def test_a_status_of_which_nothing_is_left_is_removed() -> None:
@@ -114,7 +146,7 @@ def obeyed(situation: Situation) -> Situation:
 
 @given(situations())
 def test_one_action_for_each_id(situation: Situation) -> None:
-    ids = [action.placement.id if isinstance(action, Start) else action.id for action in plan(situation)]
+    ids = [action.placement.id if isinstance(action, Start | Hold) else action.id for action in plan(situation)]
     assert len(ids) == len(set(ids))
 
 
@@ -128,7 +160,8 @@ def test_it_comes_to_rest_with_exactly_the_wanted_engines(situation: Situation) 
     serve = {p.id: p.epoch for p in wanted.placements if p.intent is Intent.SERVE and p.id not in wanted.unreadable}
     at_rest = (Stage.RUNNING, Stage.CRASHED, Stage.REFUSED)
     there = {i: s.epoch for i, s in after.seen.items() if s.stage in at_rest and i not in wanted.unreadable}
-    assert there == serve
+    ran = {i: s.epoch for i, s in situation.seen.items() if s.stage in (Stage.PREPARING, Stage.RUNNING)}
+    assert there == {i: max(epoch, ran.get(i, 0)) for i, epoch in serve.items()}
 
 
 def test_backoff_doubles_to_five_minutes() -> None:
@@ -143,3 +176,11 @@ def test_ten_good_minutes_forgive_earlier_crashes() -> None:
     troubled = Restarts(total=7, in_a_row=7)
     assert troubled.after_failure(now=100, ready_seconds=FORGIVEN_AFTER_SECONDS) == Restarts(7, 1, 101)
     assert troubled.after_failure(now=100, ready_seconds=599).not_before == 100 + 128
+
+
+def test_neither_another_agent_nor_another_process_forgives() -> None:
+    told = ReplicaStatus(id=ID, epoch=1, node="node-1", phase=Phase.READY, restarts=4, failures=3)
+    inherited = Restarts().and_before(told).after_start()
+    assert (inherited.total, inherited.in_a_row) == (5, 3)
+    assert inherited.after_failure(now=0, ready_seconds=1).not_before == 8
+    assert inherited.forgiven() == Restarts(5, 0)

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from deepinfer.cli.deployments import engine_args, pairs
+from deepinfer.cli.differences import differences
 from deepinfer.cli.failures import InvalidInput
 from deepinfer.cli.names import deployment_name, node_name
+from deepinfer.cli.spec_options import engine_args, pairs
 from deepinfer.cli.tables import table
 from deepinfer.cli.up_plan import Plan, welcome
 from deepinfer.cli.views import Outcome, Progress, progress_of
@@ -45,6 +46,25 @@ def replica(number: int, phase: str | None, message: str = "") -> dict[str, Any]
 )
 def test_a_deployment_in_one_sentence(view: dict[str, Any], outcome: Outcome, sentence: str) -> None:
     assert progress_of(view) == Progress(outcome, sentence)
+
+
+def test_a_rolled_back_generation_is_not_what_was_asked_for() -> None:
+    view = deployment("ready", message="generation 2 was rolled back: it crashed; generation 1 runs")
+    view["status"]["outcome"] = "rolled-back"
+    sentence = "chat is not as asked for: generation 2 was rolled back: it crashed; generation 1 runs"
+    assert progress_of(view) == Progress(Outcome.FAILED, sentence)
+
+
+def test_specs_are_compared_field_by_field_and_objects_part_by_part() -> None:
+    before = {"name": "chat", "replicas": 1, "env": {"A": "1", "B": "2"}, "docker": None, "rollout": {"max_surge": 1}}
+    after = {"replicas": 2, "env": {"B": "2", "C": "3"}, "docker": {"ipc": "host"}, "rollout": {"max_surge": 1}}
+    assert [difference.line() for difference in differences(before, after)] == [
+        "replicas: 1 -> 2",
+        'env.C: null -> "3"',
+        'env.A: "1" -> null',
+        'docker: null -> {"ipc": "host"}',
+    ]
+    assert differences(before, before) == []
 
 
 def test_ready_is_final_at_once_and_a_refusal_only_when_it_lasts() -> None:

@@ -14,7 +14,7 @@ from deepinfer.agent.containers.mounts import model_mounts
 from deepinfer.agent.containers.server_command import Command
 from deepinfer.agent.launching import Mark
 from deepinfer.fleet.errors import EngineWillNotStart
-from deepinfer.fleet.resources import DockerOptions
+from deepinfer.fleet.spec import DockerOptions
 
 MARK = Mark("chat-aaaaa-0", 3, "0123456789abcdef")
 ACCESS: dict[str, tuple[tuple[str, ...], DeviceAccess]] = {

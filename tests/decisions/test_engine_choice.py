@@ -12,7 +12,8 @@ from packaging.specifiers import SpecifierSet
 from deepinfer.control_plane.scheduler.fit import NoFit, devices_for, still_fits
 from deepinfer.engine_environments.choice import NoEngine, chosen_engine, refusing_line
 from deepinfer.engine_environments.compatibility import compatibility, lines
-from deepinfer.fleet.resources import DeploymentSpec, Device, InstalledEngine, Node
+from deepinfer.fleet.resources import Device, InstalledEngine, Node
+from deepinfer.fleet.spec import DeploymentSpec
 from tests.fleet_values import installed
 
 CPU = Device(id="cpu", kind="cpu", name="CPU", memory_bytes=1)

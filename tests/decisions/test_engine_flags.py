@@ -8,7 +8,7 @@ import pytest
 
 from deepinfer.engine_environments.flags import EngineFlags, Flag, check_flags, check_reserved
 from deepinfer.fleet.errors import InvalidRequest
-from deepinfer.fleet.resources import EngineKind
+from deepinfer.fleet.spec import EngineKind
 
 SWITCHED = "enable_prefix_caching of vLLM 0.32.0 is switched with true or false; it takes no value."
 HOST = "engine_args may not set --host: the engine has no port of its own; clients talk to the gateway."

@@ -15,7 +15,6 @@ from deepinfer.fleet import keys
 from deepinfer.fleet.resources import (
     ContainerRuntime,
     Deployment,
-    DeploymentSpec,
     Device,
     Intent,
     Node,
@@ -24,6 +23,7 @@ from deepinfer.fleet.resources import (
     ReplicaStatus,
 )
 from deepinfer.fleet.snapshot import Snapshot
+from deepinfer.fleet.spec import DeploymentSpec
 from tests.fleet_values import installed
 
 
@@ -149,19 +149,42 @@ def test_scaling_touches_no_running_replica_and_drains_the_highest_index() -> No
     ]
 
 
-def test_a_changed_spec_is_a_new_epoch_in_place() -> None:
+def test_a_changed_spec_starts_beside_the_old_one_which_goes_when_it_is_ready() -> None:
     fleet = running((deployment(),), (node("a"), node("b")))
-    changed = plan(dataclasses.replace(fleet, deployments=(deployment(generation=2, max_model_len=64),)))
-    assert told(changed) == [("chat-aaaaa-0", 2, "a", ("cpu",), "serve")]
-    assert changed.placements[0].spec.max_model_len == 64
+    fleet = dataclasses.replace(fleet, deployments=(deployment(generation=2, max_model_len=64),))
+    both = [("chat-aaaaa-0", 1, "a", ("cpu",), "serve"), ("chat-aaaaa-1", 2, "b", ("cpu",), "serve")]
+    assert told(plan(fleet)) == both
+    fleet = planned(fleet, plan(fleet))
+    assert fleet.placements[1].spec.max_model_len == 64
+    fleet = dataclasses.replace(fleet, statuses=tuple(map(ready, fleet.placements)))
+    assert told(plan(fleet)) == [("chat-aaaaa-0", 1, "a", ("cpu",), "drain"), both[1]]
 
 
-def test_a_replica_that_must_move_is_gone_before_its_successor_comes() -> None:
-    fleet = running((deployment(device="cpu"),), (node("a"), node("b", cuda=1)))
+def test_without_room_beside_it_a_changed_spec_is_a_new_epoch_in_place() -> None:
+    fleet = running((deployment(replicas=2, device="auto"),), (node("c", cuda=2, cpu=False),))
+    fleet = dataclasses.replace(fleet, deployments=(deployment(replicas=2, generation=2, max_model_len=64),))
+    assert told(plan(fleet)) == [
+        ("chat-aaaaa-0", 1, "c", ("cuda:0",), "serve"),
+        ("chat-aaaaa-1", 2, "c", ("cuda:1",), "serve"),
+    ], "one at a time"
+    fleet = planned(fleet, plan(fleet))
+    fleet = dataclasses.replace(fleet, statuses=tuple(map(ready, fleet.placements)))
+    assert [p.epoch for p in plan(fleet).placements] == [2, 2]
+
+
+def test_what_can_only_go_where_the_old_one_is_waits_until_that_is_gone() -> None:
+    fleet = running((deployment(tensor_parallel_size=1, device="auto"),), (node("c", cuda=2, cpu=False),))
+    fleet = dataclasses.replace(fleet, deployments=(deployment(generation=2, tensor_parallel_size=2),))
+    assert told(plan(fleet)) == [("chat-aaaaa-0", 1, "c", ("cuda:0",), "drain")]
+    fleet = dataclasses.replace(planned(fleet, plan(fleet)), statuses=())
+    assert told(plan(fleet)) == [("chat-aaaaa-0", 2, "c", ("cuda:0", "cuda:1"), "serve")]
+
+
+def test_a_spec_that_fits_nowhere_leaves_the_old_one_serving() -> None:
+    fleet = running((deployment(),), (node("a"),))
     fleet = dataclasses.replace(fleet, deployments=(deployment(generation=2, device="cuda:0"),))
-    assert told(plan(fleet)) == [("chat-aaaaa-0", 1, "a", ("cpu",), "drain")]
-    stopped = dataclasses.replace(planned(fleet, plan(fleet)), statuses=())
-    assert told(plan(stopped)) == [("chat-aaaaa-0", 2, "b", ("cuda:0",), "serve")]
+    assert told(plan(fleet)) == [("chat-aaaaa-0", 1, "a", ("cpu",), "serve")]
+    assert [(r.missing, r.reasons) for r in plan(fleet).refusals] == [(1, {"a": "has no device cuda:0 (it has cpu)"})]
 
 
 @pytest.mark.parametrize("recreated", [False, True])
@@ -186,13 +209,13 @@ def test_what_is_on_a_lost_node_stays_until_the_node_returns() -> None:
     assert plan(changed) == plan(lost), "an unverified engine is not restarted"
 
 
-def test_a_draining_replica_that_is_wanted_again_comes_back_as_a_new_epoch() -> None:
+def test_a_replica_that_is_wanted_again_gets_a_free_slot_while_the_old_one_drains() -> None:
     fleet = running((deployment(replicas=2),), (node("a"),))
     fleet = dataclasses.replace(fleet, deployments=(deployment(generation=2, replicas=1),))
     fleet = dataclasses.replace(planned(fleet, plan(fleet)), deployments=(deployment(generation=3, replicas=2),))
-    assert [p.intent for p in plan(fleet).placements] == ["serve", "drain"]
+    assert [p.intent for p in plan(fleet).placements] == ["serve", "drain", "serve"]
     fleet = dataclasses.replace(fleet, statuses=fleet.statuses[:1])
-    assert [(p.intent, p.epoch) for p in plan(fleet).placements] == [("serve", 1), ("serve", 3)]
+    assert [(p.replica, p.intent, p.epoch) for p in plan(fleet).placements] == [(0, "serve", 1), (1, "serve", 3)]
 
 
 def test_nothing_is_concluded_from_an_unreadable_deployment() -> None:
@@ -320,6 +343,15 @@ def test_what_an_agent_stopped_before_it_left_gets_a_new_place_and_a_new_epoch()
 def test_what_an_agent_stopped_before_it_left_can_be_deleted_without_it() -> None:
     fleet = dataclasses.replace(left(running((deployment(),), (node("a"),)), Phase.STOPPED), deployments=())
     assert plan(fleet).placements == ()
+
+
+def test_a_placement_of_a_restored_backup_is_raised_above_the_epoch_that_runs() -> None:
+    (placed,) = plan(Snapshot(deployments=(deployment(replicas=1),), nodes=(node("a"),))).placements
+    newer = ready(placed.model_copy(update={"epoch": 4}))
+    fleet = Snapshot(deployments=(deployment(replicas=1),), nodes=(node("a"),), placements=(placed,), statuses=(newer,))
+    (raised,) = plan(fleet).placements
+    assert raised == placed.model_copy(update={"epoch": 5})
+    assert plan(dataclasses.replace(fleet, placements=(raised,))).placements == (raised,)
 
 
 def test_an_epoch_is_not_repeated_when_the_only_node_left_and_came_back() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from deepinfer.agent.containers.server_command import Listening, listening, server_command
 from deepinfer.fleet.launch import EngineLaunch
-from deepinfer.fleet.resources import EngineKind
+from deepinfer.fleet.spec import EngineKind
 
 
 def launch(**fields: Any) -> EngineLaunch:

@@ -15,7 +15,7 @@ from deepinfer.engine_shim.engines.sim_blocks import chained_blocks
 from deepinfer.engine_shim.text.byte_tokenizer import END, ByteTokenizer
 from deepinfer.engine_shim.token_engine import SamplingParams, TokenDelta, TokenRequest
 from deepinfer.fleet.errors import InvalidRequest
-from deepinfer.fleet.resources import EngineKind
+from deepinfer.fleet.spec import EngineKind
 
 FAST = {"prefill_tokens_per_second": 1e9, "seconds_per_output_token": 0.0}
 

@@ -18,7 +18,7 @@ from deepinfer.engine_shim.engines.vllm.loading_progress import stage_of
 from deepinfer.engine_shim.engines.vllm_command import command_line
 from deepinfer.fleet.errors import EngineWillNotStart
 from deepinfer.fleet.launch import EngineLaunch
-from deepinfer.fleet.resources import EngineKind
+from deepinfer.fleet.spec import EngineKind
 
 
 def launch(**fields: Any) -> EngineLaunch:

@@ -9,7 +9,7 @@ import pytest
 from deepinfer.control_plane.management.admission import admitted, amended, default_name
 from deepinfer.fleet.errors import InvalidRequest, NotBuiltYet
 from deepinfer.fleet.parallelism import devices_needed, tensor_parallel_size
-from deepinfer.fleet.resources import Backend, DeploymentSpec, EngineKind
+from deepinfer.fleet.spec import Backend, DeploymentSpec, EngineKind
 
 SIM = {"model": "m", "engine": "sim"}
 
@@ -111,6 +111,14 @@ def test_changes_are_checked_like_a_whole_body(change: dict[str, Any], param: st
     with pytest.raises(InvalidRequest) as refused:
         amended(spec, change, "chat")
     assert refused.value.param == param
+
+
+def test_changes_keep_what_a_newer_version_stored() -> None:
+    stored = DeploymentSpec.model_validate({**SIM, "newer": 1, "rollout": {"max_surge": 2, "newer": 2}})
+    changed = amended(stored, {"replicas": 3}, "chat")
+    assert changed == stored.model_copy(update={"replicas": 3})
+    with pytest.raises(InvalidRequest, match=r"rollout\.newer"):
+        amended(stored, {"rollout": {"newer": 2}}, "chat")
 
 
 @pytest.mark.parametrize(

@@ -40,10 +40,19 @@ def nobody() -> str:
         ("get", "deployments"),
         ("get", "nodes", "-o", "json"),
         ("describe", "x"),
+        ("explain", "x"),
+        ("events",),
+        ("rollout", "status", "x"),
+        ("rollout", "undo", "x"),
+        ("drain", "x"),
+        ("node", "lost", "x"),
+        ("rebalance", "--dry-run"),
+        ("deploy", "smollm2", "--dry-run"),
         ("deploy", "smollm2"),
         ("delete", "x"),
         ("logs", "x"),
         ("chat", "smollm2", "hello"),
+        ("fleet", "confirm", "--yes"),
     ],
 )
 def test_an_unreachable_server_is_exit_code_3_with_the_next_step(command: tuple[str, ...], nobody: str) -> None:
@@ -60,6 +69,12 @@ def test_an_unreachable_server_is_exit_code_3_with_the_next_step(command: tuple[
         ("nonsense",),
         ("deploy",),
         ("deploy", "smollm2", "--replicas", "many"),
+        ("deploy", "smollm2", "--node-selector", "zone"),
+        ("rollout", "undo", "x", "--to", "0"),
+        ("rollout",),
+        ("node", "lost"),
+        ("diff",),
+        ("diff", "-f", "/does/not/exist"),
         ("deploy", "smollm2", "--engine-arg", "novalue"),
         ("get", "nodes", "--server", "not an address:x"),
         ("chat", "smollm2"),  # nothing on stdin
@@ -169,3 +184,8 @@ def test_light_commands_import_nothing_slow(command: tuple[str, ...]) -> None:
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert told.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_worker_is_told_its_labels_by_the_command_line() -> None:
+    said = fails(deepinfer("worker", "--drain", "--label", "zone=a", "--label", "no label"), 2)
+    assert said.startswith('error: "no label" is no label; write KEY=VALUE')

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from deepinfer.agent.command_line import told
 from deepinfer.fleet.config import Config, InvalidConfig, load_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -28,6 +29,8 @@ def test_every_known_model_has_one_source() -> None:
         ("[serve]\nprot = 1\n", "serve.prot"),
         ("[serve]\nport = 99999\n", "serve.port"),
         ("[serve\n", "not valid TOML"),
+        ('[worker]\nlabels = {zone = "a b"}\n', "worker.labels.zone"),
+        ("[worker]\nlow_memory_share = 1\n", "worker.low_memory_share"),
     ],
 )
 def test_a_wrong_file_is_refused_by_name(tmp_path: Path, text: str, told: str) -> None:
@@ -41,3 +44,18 @@ def test_a_wrong_file_is_refused_by_name(tmp_path: Path, text: str, told: str) -
 def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(InvalidConfig, match=r"none\.toml"):
         load_config(tmp_path / "none.toml")
+
+
+def test_labels_of_the_command_line_go_over_those_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "worker.toml"
+    file.write_text('[worker]\nlabels = {zone = "a", disk = "ssd"}\n')
+    name, config = told(["-n", "node-1", "-c", str(file), "--label", "zone=b", "--label", "example.org/gpu="])
+    assert (name, config.worker.labels) == ("node-1", {"zone": "b", "disk": "ssd", "example.org/gpu": ""})
+    assert not config.worker.drain_on_stop
+
+
+@pytest.mark.parametrize("label", ["zone", "=a", "zone=a b", "zone=-", "ö=1", f"{'a' * 64}=1"])
+def test_a_label_that_is_none_is_refused_with_how_to_write_it(label: str) -> None:
+    with pytest.raises(InvalidConfig, match="write KEY=VALUE") as refused:
+        told(["-n", "node-1", "--label", label])
+    assert f'"{label}"' in str(refused.value)

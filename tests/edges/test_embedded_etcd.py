@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from deepinfer.fleet.die_with_parent import dying_with_me
-from deepinfer.fleet.embedded_etcd import EtcdWillNotStart, embedded_etcd, newest_etcd, parsed_version
+from deepinfer.fleet.embedded_etcd import EtcdWillNotStart, embedded_etcd, newest_etcd
+from deepinfer.fleet.etcd_version import parsed_version, version_warning
 from deepinfer.fleet.store import EtcdStore
 from tests.fleet import free_port
 
@@ -137,3 +138,23 @@ async def test_in_the_foreground_the_process_is_etcd_itself(tmp_path: Path) -> N
 def test_versions_are_compared_as_numbers() -> None:
     assert parsed_version("etcd Version: 3.5.16") > parsed_version("3.5.6") > parsed_version("no version")
     assert newest_etcd().is_file()
+
+
+@pytest.mark.parametrize(
+    ("version", "says"),
+    [
+        ("3.5.5", "3.5.6 or newer"),
+        ("3.5.0-alpha.0", "3.5.6 or newer"),
+        ("3.4.21", "3.4.22 or newer"),
+        ("3.3.25", "too old"),
+        ("3.4.22", None),
+        ("3.5.6", None),
+        ("3.5.30", None),
+        ("3.6.0", None),
+        ("4.0.0", None),
+        ("", None),
+    ],
+)
+def test_versions_that_lose_writes_are_warned_of(version: str, says: str | None) -> None:
+    said = version_warning(version)
+    assert said is None if says is None else said is not None and says in said

@@ -14,7 +14,8 @@ from deepinfer.agent.node_record import NodeRecord
 from deepinfer.engine_environments.environment import FLAGS
 from deepinfer.engine_environments.installed import installed_engines
 from deepinfer.fleet.errors import EngineNotInstalled, EngineWillNotStart
-from deepinfer.fleet.resources import DeploymentSpec, Device, InstalledEngine, Node, Placement
+from deepinfer.fleet.resources import Device, InstalledEngine, Node, Placement
+from deepinfer.fleet.spec import DeploymentSpec
 from tests.engine_folders import put_environment
 from tests.fleet_values import installed, placement
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
+from pathlib import Path
 
 import pytest
 
 from deepinfer.etcd import watch as watch_module
 from deepinfer.etcd.client import Client, Transaction
-from deepinfer.etcd.errors import Compacted, EtcdError
+from deepinfer.etcd.errors import Compacted, EtcdError, HistoryReplaced
+from deepinfer.etcd.messages import Change
 from deepinfer.etcd.watch import Batch
 from deepinfer.fleet.store import EtcdStore
 from tests.etcd_process import EtcdProcess, FaultProxy
@@ -121,6 +123,63 @@ async def test_a_follower_that_was_away_over_a_compaction_is_told_to_look(etcd: 
         proxy.heal()
         assert await anext(revisions) >= end
         assert (await ours.read("/watched/")).values["/watched/000000"] == b"last"
+
+
+@pytest.mark.parametrize("loss", ["wiped", "restored"])
+async def test_a_store_whose_revision_went_back_is_an_error_and_not_a_silence(
+    own_etcd: EtcdProcess, tmp_path: Path, loss: str
+) -> None:
+    """etcd itself would wait for the revision to come, and be silent until then."""
+    async with Client([own_etcd.endpoint]) as client, aclosing(client.watch(PREFIX)) as batches:
+        await anext(batches)
+        await asyncio.to_thread(own_etcd.save, tmp_path / "backup")
+        end = await put(client, PREFIX + b"a", b"")
+        await anext(batches)
+        if loss == "wiped":
+            own_etcd.wipe()
+        else:
+            await asyncio.to_thread(own_etcd.restore, tmp_path / "backup")
+        await asyncio.to_thread(own_etcd.start)
+        async with asyncio.timeout(10):
+            with pytest.raises(HistoryReplaced, match=f"was at {end} before"):
+                await anext(batches)
+
+
+async def test_one_member_that_lags_behind_is_left_for_another(etcd: str, tmp_path: Path) -> None:
+    """An endpoint of another, emptier cluster stands for it: its revision is lower than what was seen."""
+    behind = EtcdProcess(tmp_path)
+    behind.start()
+    try:
+        async with Client([etcd]) as direct, Client([etcd, behind.endpoint]) as client:
+            await write(direct, 0, 20)
+            start = await put(direct, PREFIX + b"a", b"")
+            for _ in range(8):  # it begins at either
+                async with asyncio.timeout(10), aclosing(client.watch(PREFIX, start=start)) as batches:
+                    assert [change.mod_revision async for change in changes_until(batches, start)] == [start]
+                client._endpoints.leave(client._endpoints.current)
+    finally:
+        behind.kill()
+
+
+async def changes_until(batches: AsyncGenerator[Batch, None], last: int) -> AsyncGenerator[Change, None]:
+    async for batch in batches_until(batches, last):
+        for change in batch.changes:
+            yield change
+
+
+async def test_a_watch_tells_its_breaks_and_their_end(own_etcd: EtcdProcess) -> None:
+    told: list[bool] = []
+    async with (
+        Client([own_etcd.endpoint]) as client,
+        aclosing(client.watch(PREFIX, connected=told.append)) as batches,
+    ):
+        await anext(batches)
+        own_etcd.kill()
+        news = asyncio.ensure_future(anext(batches))
+        await asyncio.to_thread(own_etcd.start)
+        await put(client, PREFIX + b"a", b"")
+        await news
+    assert (told[0], told[-1], False in told) == (True, True, True)
 
 
 async def test_deletions_are_seen_as_such(etcd: str) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +19,9 @@ from deepinfer.agent.models import Models
 from deepinfer.agent.registry import CarriedByWheel, registry
 from deepinfer.agent.wheel_model import WheelModels, taken_out
 from deepinfer.fleet.errand import run_errand
-from deepinfer.fleet.errors import ModelUnavailable
+from deepinfer.fleet.errors import ModelRefused, ModelUnavailable
 from deepinfer.fleet.exclusive import exclusive
-from deepinfer.fleet.resources import DeploymentSpec, EngineKind
+from deepinfer.fleet.spec import DeploymentSpec, EngineKind
 from tests.loopback_hub import COMMIT, loopback_hub
 
 
@@ -29,13 +30,16 @@ def safetensors(values: bytes = b"\0" * 8) -> bytes:
     return len(header).to_bytes(8, "little") + header + values
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    folder = tmp_path / "model"
-    folder.mkdir()
+def whole_model(folder: Path) -> Path:
+    folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     (folder / "model.safetensors").write_bytes(safetensors())
     return folder
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return whole_model(tmp_path / "model")
 
 
 async def files(tmp_path: Path, engine: EngineKind = EngineKind.LAYER_SHARD, **spec: Any) -> Path | None:
@@ -64,9 +68,19 @@ def damaged(content: bytes) -> Callable[[Path], None]:
     return harm
 
 
-def names_a_missing_shard(model: Path) -> None:
-    index = {"weight_map": {"w": "model.safetensors", "v": "shard-2.safetensors"}}
-    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+def whole_but_for_a_gap() -> bytes:
+    return safetensors(b"\0" * 16).replace(b"[0, 8]", b"[8,16]")
+
+
+def names_shard(name: object) -> Callable[[Path], None]:
+    def harm(model: Path) -> None:
+        index = {"weight_map": {"w": "model.safetensors", "v": name}}
+        (model / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    return harm
+
+
+names_a_missing_shard = names_shard("shard-2.safetensors")
 
 
 def damages_the_index(model: Path) -> None:
@@ -78,13 +92,21 @@ def damages_the_index(model: Path) -> None:
     [
         (removed("config.json"), "", "config.json"),
         (removed("model.safetensors"), "", "safetensors"),
-        (damaged(safetensors()[:-1]), "/model.safetensors", "damaged"),
-        (damaged(safetensors() + b"x"), "/model.safetensors", "damaged"),
-        (damaged(b"\xff" * 8 + b"{}"), "/model.safetensors", "damaged"),
-        (damaged(b"\x02\0\0\0\0\0\0\0[]"), "/model.safetensors", "damaged"),
-        (damaged(b""), "/model.safetensors", "damaged"),
+        (damaged(safetensors()[:-1]), "/model.safetensors", "ModelCorrupt: "),
+        (damaged(safetensors() + b"x"), "/model.safetensors", "ModelCorrupt: "),
+        (damaged(b"\xff" * 8 + b"{}"), "/model.safetensors", "ModelCorrupt: "),
+        (damaged(b"\x02\0\0\0\0\0\0\0[]"), "/model.safetensors", "ModelCorrupt: "),
+        (damaged(b""), "/model.safetensors", "ModelCorrupt: "),
+        (damaged(whole_but_for_a_gap()), "/model.safetensors", "w begins at 8 and the header ends at 0"),
+        (lambda model: (model / "config.json").write_text("{"), "/config.json", "ModelCorrupt: "),
+        (lambda model: (model / "config.json").write_text("[]"), "/config.json", "it is no JSON object"),
+        (names_shard("../other/model.safetensors"), "/model.safetensors.index.json", "not below the model's folder"),
+        (names_shard("/etc/passwd"), "/model.safetensors.index.json", "not below the model's folder"),
+        (names_shard(7), "/model.safetensors.index.json", "which file holds which weights"),
+        (names_shard("a\0b"), "/a\0b", "ModelCorrupt: "),
+        (names_shard(""), "", "cannot be read by this worker: Is a directory"),
         (names_a_missing_shard, "/shard-2.safetensors", "missing"),
-        (damages_the_index, "/model.safetensors.index.json", "damaged"),
+        (damages_the_index, "/model.safetensors.index.json", "ModelCorrupt: "),
     ],
 )
 async def test_a_harmed_folder_is_refused_with_the_file(
@@ -104,6 +126,76 @@ async def test_a_path_that_is_not_there_is_told_exactly(tmp_path: Path, engine: 
     (tmp_path / "file").touch()
     with pytest.raises(ModelUnavailable, match=f"{tmp_path}/file is not a folder"):
         await files(tmp_path, engine, model_path=f"{tmp_path}/file")
+
+
+CHECK = """
+import os, sys
+from pathlib import Path
+from deepinfer.agent.model_folder import check_model_folder
+from deepinfer.fleet.errors import ModelRefused, ModelUnavailable
+if os.getuid() == 0:  # only now: it may not even read this program
+    os.setgroups([])
+    os.setuid(65534)
+try:
+    check_model_folder(Path(sys.argv[1]))
+except ModelUnavailable as error:
+    print(error)
+"""
+
+
+def told_without_privilege(folder: Path) -> str:
+    """What a worker says of it that may not read everything, as root may."""
+    command = [sys.executable, "-c", CHECK, str(folder)]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize(
+    ("closed", "told"),
+    [
+        ("", "model_path {} may not be read by this worker; change its permissions."),
+        ("..", "model_path {} cannot be looked at: Permission denied; mend that first."),
+        ("config.json", "{}/config.json cannot be read by this worker: Permission denied."),
+        ("model.safetensors", "{}/model.safetensors cannot be read by this worker: Permission denied."),
+    ],
+)
+def test_what_may_not_be_read_is_told_exactly(closed: str, told: str) -> None:
+    with tempfile.TemporaryDirectory() as above:  # pytest's own folders are closed to others
+        Path(above).chmod(0o755)
+        model = whole_model(Path(above) / "models" / "model")
+        assert told_without_privilege(model) == ""
+        closing = model.parent if closed == ".." else model / closed
+        mode = closing.stat().st_mode
+        closing.chmod(0)
+        try:
+            assert told_without_privilege(model) == told.format(model) + "\n"
+        finally:
+            closing.chmod(mode)
+
+
+def moved(folder: Path, to: Path) -> Path:
+    return folder.rename(to)
+
+
+async def test_a_link_out_of_where_models_may_lie_is_refused(model: Path, tmp_path: Path) -> None:
+    models = Models(tmp_path / "cache", {}, roots=(tmp_path / "allowed",))
+    elsewhere = moved(model, tmp_path / "elsewhere")
+    allowed = whole_model(tmp_path / "allowed" / "whole")
+    (tmp_path / "allowed" / "link").symlink_to(elsewhere)
+    (tmp_path / "allowed" / "inner").symlink_to(allowed)
+
+    async def taken(path: Path, engine: EngineKind = EngineKind.LAYER_SHARD) -> Path | None:
+        wanted = DeploymentSpec(model="org/name", engine=engine, model_path=str(path))
+        return await models.files(wanted, lambda text: None)
+
+    assert await taken(tmp_path / "allowed" / "inner") == tmp_path / "allowed" / "inner"
+    for engine in (EngineKind.LAYER_SHARD, EngineKind.SIM):
+        with pytest.raises(ModelRefused, match=f"ModelRefused: {elsewhere} is {elsewhere}, below no folder"):
+            await taken(elsewhere, engine)
+        with pytest.raises(ModelRefused, match=f"{tmp_path}/allowed/link leads to {elsewhere}, below no folder"):
+            await taken(tmp_path / "allowed" / "link", engine)
+    (allowed / "tokenizer.json").symlink_to("/etc/passwd")
+    with pytest.raises(ModelRefused, match=f"{allowed}/tokenizer.json leads to /etc/passwd, .* model_roots in its"):
+        await taken(allowed)
 
 
 async def test_a_simulated_engine_needs_no_files(tmp_path: Path) -> None:
@@ -131,6 +223,16 @@ async def test_a_model_of_the_hub_is_fetched_once_and_then_needs_no_network(tmp_
     assert folder is not None and folder.name == COMMIT
     assert names_in(folder) == ["config.json", "model.safetensors"]
     assert await files(tmp_path, model="org/open", environment={"HF_ENDPOINT": "http://127.0.0.1:1"}) == folder
+
+
+@pytest.mark.parametrize("pin", [b"", b"\xff\x00", b"/no/such/folder", b"a\0b"])
+async def test_a_damaged_pin_is_made_anew(tmp_path: Path, pin: bytes) -> None:
+    file = tmp_path / "cache/hub/org--open"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(pin)
+    with loopback_hub({"config.json": b"{}", "model.safetensors": safetensors()}) as hub:
+        folder = await files(tmp_path, model="org/open", environment={"HF_ENDPOINT": hub.url})
+    assert folder is not None and file.read_bytes() == os.fsencode(folder)
 
 
 async def test_what_the_hub_does_not_give_says_the_next_step(tmp_path: Path) -> None:

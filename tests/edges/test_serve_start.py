@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -10,10 +11,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import httpx
 import pytest
 
+from deepinfer.fleet import keys
+from deepinfer.fleet.etcd_version import version_warning
+from deepinfer.fleet.identity import FleetIdentity
+from deepinfer.fleet.store import EtcdStore
+from tests.etcd_process import EtcdProcess
 from tests.fleet import eventually, free_port
 
 
@@ -29,9 +36,11 @@ def failing_serve(*arguments: str, status: int = 1) -> str:
 
 
 @contextmanager
-def serving(home: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+def serving(home: Path, *arguments: str, stderr: IO[str] | None = None) -> Iterator[subprocess.Popen[str]]:
     environment = {**os.environ, "XDG_DATA_HOME": str(home)}
-    process = subprocess.Popen(serve_command(*arguments), env=environment, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        serve_command(*arguments), env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True
+    )
     try:
         yield process
     finally:
@@ -59,6 +68,19 @@ def test_a_port_in_use_is_named_with_the_next_step() -> None:
 def test_what_cannot_be_is_one_sentence(arguments: list[str], words: str, status: int) -> None:
     said = failing_serve(*arguments, status=status)
     assert words in said and len(said.splitlines()) == 1
+
+
+def test_a_store_of_a_newer_version_is_not_touched(own_etcd: EtcdProcess) -> None:
+    async def write(puts: dict[str, bytes | None]) -> dict[str, bytes]:
+        async with EtcdStore.connect([own_etcd.endpoint]) as store:
+            await store.commit(puts)
+            return (await store.read("")).values
+
+    newer = {keys.IDENTITY: FleetIdentity(id="a" * 16, schema=2).to_json()}
+    before = asyncio.run(write({**newer}))
+    said = failing_serve("--port", "0", "--etcd", own_etcd.endpoint)
+    assert "error: The store has schema 2, and this version of deepinfer knows up to 1; upgrade this deepinfer." in said
+    assert asyncio.run(write({})) == before
 
 
 def test_it_is_alive_but_not_ready_while_its_etcd_does_not_answer(tmp_path: Path) -> None:
@@ -94,3 +116,15 @@ def answers(url: str) -> bool:
         return httpx.get(url).is_success
     except httpx.TransportError:
         return False
+
+
+async def test_a_named_etcd_of_a_version_that_loses_writes_is_warned_of(etcd: str, tmp_path: Path) -> None:
+    """Or not, if the one on this machine is newer."""
+    async with EtcdStore.connect([etcd]) as store:
+        warning = version_warning(await store.server_version())
+    said = (tmp_path / "said").open("w+")
+    with serving(tmp_path, "--port", "0", "--etcd", etcd, stderr=said) as process:
+        assert process.stdout is not None and process.stdout.readline().startswith("deepinfer serve: ready")
+    said.seek(0)
+    text = said.read()
+    assert warning in text if warning else "can lose writes" not in text

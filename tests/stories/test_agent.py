@@ -16,7 +16,8 @@ import pytest
 
 from deepinfer.engine_shim.client import EngineCall, EngineClient
 from deepinfer.fleet import keys
-from deepinfer.fleet.resources import DeploymentSpec, EngineKind, Intent, Phase, Placement, ReplicaStatus
+from deepinfer.fleet.resources import Intent, Phase, Placement, ReplicaStatus
+from deepinfer.fleet.spec import DeploymentSpec, EngineKind
 from deepinfer.fleet.store import EtcdStore
 from tests.alive import is_alive
 from tests.etcd_process import EtcdProcess
@@ -200,8 +201,10 @@ async def test_a_refused_spec_waits_for_another_epoch(worker: Worker, store: Etc
     await put(store, wrong)
     status = await until(store, in_phase(wrong, Phase.FAILED))
     assert "no_such_argument" in status.message and "trying again" not in status.message
+    assert status.given_up and status.failures == 1
     await put(store, simulated(epoch=2))
-    await until(store, in_phase(simulated(epoch=2), Phase.READY))
+    ready = await until(store, in_phase(simulated(epoch=2), Phase.READY))
+    assert not ready.given_up and ready.failures == 0
 
 
 async def test_sigterm_leaves_engines_and_ctrl_c_takes_them_along(worker: Worker, store: EtcdStore) -> None:

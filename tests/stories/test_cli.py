@@ -70,7 +70,7 @@ def test_get_and_describe_show_it(served: Fleet, chat: str) -> None:
     assert table[0].split()[:5] == ["NAME", "MODEL", "ENGINE", "READY", "PHASE"]
     assert ["chat", "sim/chat", "sim", "1/1", "ready"] in [line.split()[:5] for line in table]
     assert "node-1" in deepinfer(served, "get", "replicas")
-    assert deepinfer(served, "get", "nodes", "node-1").splitlines()[1].split()[:2] == ["node-1", "yes"]
+    assert deepinfer(served, "get", "nodes", "node-1").splitlines()[1].split()[:2] == ["node-1", "ready"]
     view = json.loads(deepinfer(served, "get", "deployments", chat, "-o", "json"))
     assert (view["name"], view["engine_args"]) == ("chat", {"max_num_seqs": 8})
     described = deepinfer(served, "describe", chat)

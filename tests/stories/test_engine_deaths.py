@@ -16,8 +16,9 @@ import pytest
 
 from deepinfer.agent.launching import Mark
 from deepinfer.agent.native.engine_process import MARK
-from deepinfer.fleet.resources import DeploymentSpec, EngineKind, Intent, Phase, Placement, ReplicaStatus
+from deepinfer.fleet.resources import Intent, Phase, Placement, ReplicaStatus
 from deepinfer.fleet.snapshot import Snapshot
+from deepinfer.fleet.spec import DeploymentSpec, EngineKind
 from deepinfer.fleet.store import EtcdStore
 from tests.alive import is_alive
 from tests.fleet_values import placement
@@ -138,8 +139,23 @@ async def test_a_crash_loop_is_called_so_and_getting_ready_does_not_end_it(worke
         os.kill(status.pid, signal.SIGKILL)
         told = await until(store, telling(ON_DEVICE, f"trying again {2 ** (failures - 1)} s later"))
         assert told.message.startswith("crash loop: 3 failures in a row; ") is (failures == 3)
-        if failures < 3:
-            status = await until(store, ready_again(ON_DEVICE, status))
+        assert (told.failures, told.given_up) == (failures, False)
+        status = await until(store, ready_again(ON_DEVICE, status))
+    await worker.end(signal.SIGKILL)
+    await worker.start()  # nor does another agent
+    assert status.pid is not None
+    os.kill(status.pid, signal.SIGKILL)
+    told = await until(store, telling(ON_DEVICE, "crash loop: 4 failures in a row"))
+    assert told.failures == 4
+
+
+async def test_a_crash_loop_is_told_with_the_engines_own_error(worker: Worker, store: EtcdStore) -> None:
+    await worker.start()
+    breaks_python = DeploymentSpec(model="org/model", engine=EngineKind.SIM, env={"PYTHONHOME": "/nowhere"})
+    fails = simulated().model_copy(update={"spec": breaks_python})
+    await put(store, fails)
+    told = await until(store, telling(fails, "crash loop: 3 failures in a row; The engine exited with status 1"))
+    assert "ModuleNotFoundError: No module named 'encodings'" in told.message and told.failures == 3
 
 
 async def test_an_engine_that_the_kernel_kills_for_its_memory_says_so(worker: Worker, store: EtcdStore) -> None:

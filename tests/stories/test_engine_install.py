@@ -43,7 +43,7 @@ def test_a_waiting_deployment_starts_once_its_engine_is_installed(
     (replica,) = eventually(lambda: fresh.replicas("smollm2"))
     assert (replica["node"], replica["devices"]) == ("node-1", ["cpu"])
     assert offered(fresh) == [vllm_engine.record.engine.model_dump()]
-    fresh.wait_ready("smollm2", 400)
+    fresh.wait_ready("smollm2", 400, as_foreseen=False)
     answer = fresh.openai.chat.completions.create(
         model="smollm2", messages=[{"role": "user", "content": "What is the capital of France?"}], temperature=0
     )

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -58,6 +59,12 @@ def stopped_core(shim: psutil.Process) -> None:
     os.kill(of_engine(shim, "EngineCore").pid, signal.SIGSTOP)
 
 
+def sockets_of(processes: list[psutil.Process]) -> set[Path]:
+    """The files of their unix sockets."""
+    found = {Path(str(each.laddr)) for process in processes for each in process.net_connections("unix")}
+    return {path for path in found if path.is_absolute() and path.exists()}
+
+
 @pytest.mark.parametrize(
     ("fault", "words", "seconds"),
     [
@@ -72,7 +79,8 @@ def test_it_is_found_told_and_replaced(serving: Fleet, fault: Fault, words: tupl
     shim = psutil.Process(before["pid"])
     old = [shim, *shim.children(recursive=True)]
     segments = segments_of(process.pid for process in old)
-    assert segments
+    sockets = sockets_of(old)
+    assert segments and any(path.parent.suffix == ".ipc" for path in sockets)
     streams = BrokenStreams(serving, "smollm2", 1900)
     fault(shim)
     began = time.monotonic()
@@ -85,6 +93,8 @@ def test_it_is_found_told_and_replaced(serving: Fleet, fault: Fault, words: tupl
     eventually(lambda: not [process.pid for process in old if is_alive(process.pid)], 10)
     (after,) = serving.wait_ready("smollm2", LOADING_SECONDS)
     assert (after["pid"] != before["pid"], after["restarts"]) == (True, before["restarts"] + 1)
-    assert not [segment for segment in segments if segment.exists()]
+    successor = psutil.Process(after["pid"])
+    of_successor = sockets_of([successor, *successor.children(recursive=True)])  # some have the same names
+    assert not [left for left in {*segments, *sockets} - of_successor if left.exists()]
     answer = serving.openai.completions.create(model="smollm2", prompt="The capital of France is", max_tokens=4)
     assert answer.choices[0].text

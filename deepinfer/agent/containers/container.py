@@ -165,12 +165,16 @@ class ContainerEngine:
 
     async def _sidecar_failed(self) -> Exit:
         """Returns when it has judged the engine, or refuses it; any other end of it is mended."""
-        launch = await self._sidecar_launch()
         while True:
             process = await asyncio.to_thread(self._sidecars.running, self.mark, self._folder)
             if self._asked_to_end:
                 await asyncio.Event().wait()  # the container's end will be told
-            process = process or self._sidecars.start(self.mark, launch, self._folder)
+            if process is None:
+                try:
+                    process = self._sidecars.start(self.mark, self._sidecar_launch(), self._folder)
+                except ValueError:  # only now is it needed
+                    damaged = f"{launch_file(self._folder)} was damaged, so its container could not be watched any more"
+                    return Exit(reason=damaged, is_sure=True)
             seen = await process.ended()
             if seen.status == EX_CONFIG or failure_told(self._folder) is not None:
                 return Exit(seen.status)
@@ -178,7 +182,7 @@ class ContainerEngine:
             await process.kill()
             await asyncio.sleep(_SIDECAR_AGAIN_SECONDS)
 
-    async def _sidecar_launch(self) -> EngineLaunch:
+    def _sidecar_launch(self) -> EngineLaunch:
         if self._launch is None:
             return EngineLaunch.model_validate_json(launch_file(self._folder).read_bytes())
         server = ContainerServer(

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from docker.errors import APIError, NotFound
 
@@ -19,6 +21,7 @@ from deepinfer.agent.engine_log import appended_log
 
 POSITION = "log.position"
 _AGAIN_SECONDS = 0.5
+_POSITION_BYTES = 40  # however long the time is written
 _SILENCE_SECONDS = 86_400  # an idle engine prints nothing
 
 log = logging.getLogger(__name__)
@@ -33,6 +36,7 @@ class ContainerLog:
         self._folder = folder
         self._position = folder / POSITION
         self._is_given_up = False
+        self._lost = False  # the disk took no more
 
     async def follow(self) -> None:
         """Returns when the container has ended and all is written."""
@@ -57,7 +61,7 @@ class ContainerLog:
     def _copy(self) -> None:
         """Blocks. Ours alone: no other thread writes here at the same time."""
         client = self._daemon.connect(_SILENCE_SECONDS)
-        last = self._position.read_text() if self._position.exists() else ""
+        last = self._came_to()
         since = seconds_of(last) if last else 0
         try:
             pieces = client.api.logs(
@@ -68,11 +72,34 @@ class ContainerLog:
                     if self._is_given_up:
                         return
                     if when > last:
-                        out.write(line)
-                        out.flush()
-                        self._position.write_text(when)
+                        self._keep(when, line, out)
         finally:
             client.close()
+
+    def _came_to(self) -> str:
+        """The time of the last line that is written; "" if there is none, or nobody knows any more."""
+        try:
+            last = self._position.read_text().strip()
+            seconds_of(last)
+        except FileNotFoundError:
+            return ""
+        except ValueError:
+            log.warning("%s was damaged; the log of container %s is written again", self._position, self._container)
+            return ""
+        return last
+
+    def _keep(self, when: str, line: bytes, out: BinaryIO) -> None:
+        """Where a disk is full, lines are lost, but neither the place in the log nor the container."""
+        try:
+            os.write(out.fileno(), line)
+            with os.fdopen(os.open(self._position, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "wb") as position:
+                os.pwrite(position.fileno(), when.ljust(_POSITION_BYTES).encode(), 0)  # in its place: needs no room
+        except OSError as error:
+            if not self._lost:
+                log.warning("lines of container %s are lost: %s (%s)", self._container, error.strerror, self._folder)
+            self._lost = True
+        else:
+            self._lost = False
 
 
 def _lines(pieces: Iterator[bytes]) -> Iterator[tuple[str, bytes]]:

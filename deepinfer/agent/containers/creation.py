@@ -16,7 +16,7 @@ from deepinfer.agent.containers.device_access import DeviceAccess
 from deepinfer.agent.containers.server_command import Command
 from deepinfer.agent.launching import Mark
 from deepinfer.fleet import oom_score
-from deepinfer.fleet.resources import DockerOptions
+from deepinfer.fleet.spec import DockerOptions
 
 PLACEMENT, EPOCH, INSTANCE = "deepinfer.placement", "deepinfer.epoch", "deepinfer.instance"
 PORT, KV_EVENTS, API_KEY = "deepinfer.port", "deepinfer.kv-events", "VLLM_API_KEY"

@@ -9,7 +9,7 @@ from importlib.resources import files
 from pydantic import Field
 
 from deepinfer.fleet.errors import EngineWillNotStart
-from deepinfer.fleet.resources import Resource
+from deepinfer.fleet.resource import Resource
 
 FILE_NAME = "container_devices.toml"
 

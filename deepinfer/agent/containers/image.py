@@ -14,7 +14,7 @@ from docker.utils import parse_repository_tag
 from deepinfer.agent.containers.daemon import Daemon
 from deepinfer.agent.containers.failures import DiskFull, ImageMissing
 from deepinfer.agent.launching import Tell
-from deepinfer.fleet.resources import Pull
+from deepinfer.fleet.spec import Pull
 
 _SILENCE_SECONDS = 300  # of a registry, between two words
 

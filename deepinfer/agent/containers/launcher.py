@@ -35,11 +35,13 @@ from deepinfer.agent.containers.sidecar import Sidecars
 from deepinfer.agent.containers.start_failure import start_failure
 from deepinfer.agent.engine_folders import engine_folder, launch_file
 from deepinfer.agent.engine_launch import launch_of
-from deepinfer.agent.engine_log import log_path, start_new_log
+from deepinfer.agent.engine_log import start_new_log
+from deepinfer.agent.hub_model import hub_cache
 from deepinfer.agent.launching import Mark, Start, Tell
 from deepinfer.fleet.engine_arguments import by_name
 from deepinfer.fleet.launch import EngineLaunch
-from deepinfer.fleet.resources import DockerOptions, Placement
+from deepinfer.fleet.resources import Placement
+from deepinfer.fleet.spec import DockerOptions
 
 _CONTAINER = re.compile(r"[0-9a-f]{64}")
 _BETWEEN_STARTS_SECONDS = 1.0  # engines that load at the same moment hinder each other
@@ -134,7 +136,7 @@ class ContainerLauncher:
         for of_the_last_one in (folder / POSITION, launch_file(folder)):  # a new container has another port and key
             of_the_last_one.unlink(missing_ok=True)
         socket = self.sidecars.socket(mark)
-        launch = launch_of(placement, model, socket=socket, log=log_path(folder), stall_seconds=self.stall_seconds)
+        launch = launch_of(placement, model, socket=socket, folder=folder, stall_seconds=self.stall_seconds)
         making = self._making(placement, launch, image, access)
         starting = asyncio.create_task(self._started(making, placement.spec.docker_options))
         try:
@@ -175,7 +177,7 @@ class ContainerLauncher:
             port=place.port if on_host else None,
             read_only=self._model_mounts(launch.model_path),
             sockets=sockets,
-            hub_cache=_hub_cache(self.environment),
+            hub_cache=hub_cache(self.environment),
             api_key=secrets.token_urlsafe(24),
             groups=_numbers(access.groups),
             env=placement.spec.env,
@@ -212,13 +214,6 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _hub_cache(environment: Mapping[str, str]) -> Path | None:
-    caches = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    home = Path(environment.get("HF_HOME") or caches / "huggingface")
-    cache = Path(environment.get("HF_HUB_CACHE") or home / "hub")
-    return cache if cache.is_dir() else None
 
 
 def _numbers(groups: tuple[str, ...]) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from deepinfer.agent.native.engine_process import MARK, EngineProcess, engine_pr
 from deepinfer.agent.native.launcher import SHIM
 from deepinfer.fleet.durable_file import write_durably
 from deepinfer.fleet.launch import EngineLaunch
-from deepinfer.fleet.resources import without_secrets
+from deepinfer.fleet.spec import without_secrets
 
 _SUFFIX = "-sidecar"
 """After the instance in its mark: native engines are found by the instance alone."""

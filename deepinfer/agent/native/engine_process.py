@@ -21,6 +21,7 @@ import psutil
 
 from deepinfer.agent.launching import Exit, Mark
 from deepinfer.agent.native.memory_cgroup import MemoryCgroup, OutOfMemoryKills
+from deepinfer.agent.native.own_sockets import remove
 from deepinfer.agent.native.shared_memory import remove_unused, segments_of
 
 MARK = "DEEPINFER_PLACEMENT"
@@ -36,17 +37,21 @@ class EngineProcess:
 
     mark: Mark
     pid: int
-    created: float  # with the pid, the identity of a process
+    created: float  # seconds since 1970, as the clock was when it was found
     socket: Path
     folder: Path  # its log and launch file
     child: subprocess.Popen[bytes] | None = field(default=None, compare=False)  # None for an adopted one
-    seen: dict[int, float] = field(default_factory=dict, compare=False)  # its processes so far, and when each began
+    seen: dict[int, psutil.Process] = field(default_factory=dict, compare=False)  # its processes so far
     segments: set[Path] = field(default_factory=set, compare=False)  # shared memory they were seen to use
+    sockets: tuple[Path, ...] = field(default=(), compare=False)  # files and folders of them that must go with it
     is_whole: bool = True  # False: its shim died while no agent looked, and `pid` is a worker it left behind
     memory: OutOfMemoryKills = field(default_factory=OutOfMemoryKills, compare=False)
     cgroup: MemoryCgroup | None = field(default=None, init=False, compare=False)
+    _shim: psutil.Process | None = field(default=None, init=False, compare=False)  # None: it had ended already
 
     def __post_init__(self) -> None:
+        with suppress(psutil.NoSuchProcess):
+            self._shim = psutil.Process(self.pid)
         self._note_cgroup()
 
     @property
@@ -72,7 +77,7 @@ class EngineProcess:
             await self.kill()
 
     async def kill(self) -> None:
-        """SIGKILL to all of it; returns when every process is verified gone, and the memory they shared."""
+        """SIGKILL to all of it; returns when every process is verified gone, and what they would leave behind."""
         while self.members():
             self.note_members()
             self._signal(signal.SIGKILL)
@@ -80,13 +85,13 @@ class EngineProcess:
                 async with asyncio.timeout(1):  # one may have been forked meanwhile: signal again
                     await self._gone()
         await asyncio.to_thread(remove_unused, self.segments)
+        await asyncio.to_thread(remove, self.sockets)
 
     def note_members(self) -> None:
         """Remember what must go with it, also if somebody else kills its shim: a program may overwrite its marks."""
         self._note_cgroup()
         for process in self.members():
-            with suppress(psutil.NoSuchProcess):
-                self.seen[process.pid] = process.create_time()
+            self.seen[process.pid] = process
         self.segments.update(segments_of(self.seen))
 
     def members(self) -> list[psutil.Process]:
@@ -96,7 +101,7 @@ class EngineProcess:
             marked or self._alive()
         ):  # without these the session's number may belong to somebody else by now
             marked |= {process.pid: process for process in _session(self.pid)}
-        marked |= {pid: psutil.Process(pid) for pid, created in self.seen.items() if _lives(pid, created)}
+        marked |= {pid: process for pid, process in self.seen.items() if _lives(process)}
         return list(marked.values())
 
     def _note_cgroup(self) -> None:
@@ -108,7 +113,7 @@ class EngineProcess:
                 await _exit_of(process.pid)
 
     def _alive(self) -> bool:
-        return _lives(self.pid, self.created)
+        return self._shim is not None and _lives(self._shim)
 
     def _signal(self, number: int) -> None:
         """The group at once, because it may be forking; then one by one whoever left it."""
@@ -160,10 +165,10 @@ def mark_of(process: psutil.Process) -> Mark | None:
         return None
 
 
-def _lives(pid: int, created: float) -> bool:
+def _lives(process: psutil.Process) -> bool:
+    """This very one. psutil compares when it began by a clock that nobody sets; its `create_time` moves with ours."""
     try:
-        process = psutil.Process(pid)
-        return process.create_time() == created and process.status() != psutil.STATUS_ZOMBIE
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 

@@ -16,17 +16,19 @@ import psutil
 
 from deepinfer.agent.engine_folders import engine_folder, launch_file
 from deepinfer.agent.engine_launch import launch_of
-from deepinfer.agent.engine_log import log_path, start_new_log
+from deepinfer.agent.engine_log import start_new_log
 from deepinfer.agent.launching import Mark, Start, Tell, socket_path
 from deepinfer.agent.native.engine_process import MARK, EngineProcess, engine_processes, mark_of, spawned
 from deepinfer.agent.native.memory_cgroup import OutOfMemoryKills
+from deepinfer.agent.native.own_sockets import ipc_folder, sockets_of
 from deepinfer.agent.simulated_devices import devices_below
 from deepinfer.engine_environments.environment import Environment
 from deepinfer.fleet.durable_file import write_durably
 from deepinfer.fleet.launch import EngineLaunch
 from deepinfer.fleet.oom_score import offer
 from deepinfer.fleet.own_package import with_own_package
-from deepinfer.fleet.resources import EngineKind, Placement, without_secrets
+from deepinfer.fleet.resources import Placement
+from deepinfer.fleet.spec import EngineKind, without_secrets
 
 EnvironmentFor = Callable[[Placement], Environment | None]
 """None: deepinfer's own."""
@@ -83,13 +85,14 @@ class NativeLauncher:
         write_durably(file, self._launch(placement, model, socket).to_json())
         log_descriptor = start_new_log(folder)
         try:
-            variables = self._variables_for(placement, mark, environment)
+            variables = {**_ipc_variables(placement, socket), **self._variables_for(placement, mark, environment)}
             child = spawned([*self._shim_in(environment), str(file)], folder, variables, log_descriptor)
         finally:
             os.close(log_descriptor)
         offer(child.pid)
         created = psutil.Process(child.pid).create_time()
-        return EngineProcess(mark, child.pid, created, socket, folder, child, memory=self.memory)
+        sockets = sockets_of(socket)
+        return EngineProcess(mark, child.pid, created, socket, folder, child, sockets=sockets, memory=self.memory)
 
     def found(self) -> list[EngineProcess]:
         """Every engine of this agent that has a living process."""
@@ -99,15 +102,23 @@ class NativeLauncher:
         shim = next((process for process in members if _leads_a_session(process)), None)
         process = shim or members[0]
         folder, socket = engine_folder(self.engines, mark.placement), socket_path(self.sockets, mark)
-        created, is_whole = process.create_time(), shim is not None
-        return EngineProcess(mark, process.pid, created, socket, folder, is_whole=is_whole, memory=self.memory)
+        return EngineProcess(
+            mark,
+            process.pid,
+            process.create_time(),
+            socket,
+            folder,
+            sockets=sockets_of(socket),
+            is_whole=shim is not None,
+            memory=self.memory,
+        )
 
     def _shim_in(self, environment: Environment | None) -> Sequence[str]:
         return self.shim if environment is None else (str(environment.interpreter), "-P", *_MODULE)
 
     def _launch(self, placement: Placement, model: Path | None, socket: Path) -> EngineLaunch:
-        log = log_path(engine_folder(self.engines, placement.id))
-        launch = launch_of(placement, model, socket=socket, log=log, stall_seconds=self.stall_seconds)
+        folder = engine_folder(self.engines, placement.id)
+        launch = launch_of(placement, model, socket=socket, folder=folder, stall_seconds=self.stall_seconds)
         locks = devices_below(self.engines.parent).of(placement.devices)
         return launch.model_copy(update={"device_locks": locks})
 
@@ -126,6 +137,15 @@ class NativeLauncher:
         if environment is None:
             return variables
         return with_own_package(variables, engine_folder(self.engines, placement.id) / "package")
+
+
+def _ipc_variables(placement: Placement, socket: Path) -> dict[str, str]:
+    """Their folder is made; the user's own value wins."""
+    folder = ipc_folder(socket) if placement.spec.engine is EngineKind.VLLM else None
+    if folder is None:
+        return {}
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return {"VLLM_RPC_BASE_PATH": str(folder)}
 
 
 def _leads_a_session(process: psutil.Process) -> bool:

@@ -18,6 +18,21 @@ _NO_LIMIT = 1 << 60  # bytes; version 1 writes "none" as nearly 2**63
 log = logging.getLogger(__name__)
 
 
+_LIMIT_FILES = {  # of each version: the limit, what is used of it, and how much of that is files
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: ("memory.max", "memory.current", "inactive_file"),
+}
+
+
+@dataclass(frozen=True)
+class MemoryRoom:
+    """What one limit leaves."""
+
+    cgroup: str
+    free: int
+    limit: int
+
+
 @dataclass(frozen=True)
 class MemoryCgroup:
     """One process's."""
@@ -39,6 +54,19 @@ class MemoryCgroup:
         texts = [_text(folder / file).strip() for folder in (self.folder, *self.folder.parents) if self._holds(folder)]
         limits = [int(text) for text in texts if text.isdigit() and int(text) < _NO_LIMIT]
         return min(limits, default=None)
+
+    def rooms(self) -> list[MemoryRoom]:
+        """What each limit up to the root leaves. Files that the kernel only keeps in memory make way."""
+        limit, used, kept = _LIMIT_FILES[self.version]
+        found = []
+        for folder in (self.folder, *self.folder.parents):
+            text = _text(folder / limit).strip() if self._holds(folder) else ""
+            if text.isdigit() and int(text) < _NO_LIMIT:
+                files = dict(line.split() for line in _text(folder / "memory.stat").splitlines())
+                taken = int(_text(folder / used) or 0) - int(files.get(kept, 0))
+                name = "/" if folder == self.root else f"/{folder.relative_to(self.root)}"
+                found.append(MemoryRoom(name, int(text) - taken, int(text)))
+        return found
 
     def _holds(self, folder: Path) -> bool:
         return folder.is_relative_to(self.root)

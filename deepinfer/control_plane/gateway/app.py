@@ -1,6 +1,6 @@
 """The gateway: one plain ASGI function in front of everything. No middleware; what carries a model goes to an engine.
 
-*     /v1/deployments, /v1/replicas, /v1/nodes and below      the management API
+*     what is below MANAGEMENT_PATHS                          the management API
 *     any path with ?model=NAME                               relayed to an engine (relay.py), as it is
 *     /v1/models, /v1/models/NAME, /health, /ready, /metrics  answered here (GET)
 POST  everything else: its body names a model                 relayed to an engine
@@ -24,7 +24,7 @@ from deepinfer.control_plane.openai_errors import MethodNotAllowed
 from deepinfer.control_plane.router.replicas import Replicas
 from deepinfer.fleet.errors import DeepinferError, NoReadyReplica
 
-MANAGEMENT_PATHS = ("/v1/deployments", "/v1/replicas", "/v1/nodes")
+MANAGEMENT_PATHS = ("/v1/deployments", "/v1/replicas", "/v1/nodes", "/v1/rebalance", "/v1/events", "/v1/fleet")
 """What lies below these is never an engine's."""
 
 

@@ -18,7 +18,8 @@ from deepinfer.engine_environments.flags import check_reserved
 from deepinfer.engine_shim.engine_args import check_engine_args
 from deepinfer.fleet.errors import InvalidRequest, NotBuiltYet
 from deepinfer.fleet.parallelism import contradiction
-from deepinfer.fleet.resources import Backend, DeploymentSpec, EngineKind, Name
+from deepinfer.fleet.resource import Name
+from deepinfer.fleet.spec import Backend, DeploymentSpec, EngineKind
 
 OPTIONS = {
     "network": '"host", "bridge" or the name of a network',
@@ -34,6 +35,13 @@ OPTIONS = {
     "kv_events": "true or false",
 }
 """Of a container."""
+ROLLOUT = {
+    "max_surge": "a whole number from 0 to 1024",
+    "max_unavailable": "a whole number from 0 to 1024",
+    "deadline_seconds": "a whole number from 1 to 86400",
+}
+PARTS = {"docker": OPTIONS, "rollout": ROLLOUT}
+"""The fields that are objects of known parts."""
 ALLOWED = {
     "name": "at most 63 lower-case letters, digits, '.', '_' or '-', with a letter or digit at both ends",
     "model": "a model's name, such as smollm2 or Qwen/Qwen3-0.6B: letters, digits and . _ / : -",
@@ -52,6 +60,11 @@ ALLOWED = {
     "max_model_len": "a whole number of tokens from 16 to 100000000",
     "engine_args": "an object of the engine's own options",
     "env": "an object of environment variables: names of letters, digits and _, and strings",
+    "priority": "a whole number from -1000 to 1000",
+    "node_selector": 'an object of labels that its nodes must have, such as {"zone": "a"}',
+    "anti_affinity": 'a list of deployments that no node of its replicas may also run, such as ["chat"]',
+    "strategy": '"spread" or "pack"',
+    "rollout": f"an object of {', '.join(ROLLOUT)}",
 }
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
 
@@ -87,6 +100,8 @@ def _named(body: Mapping[str, Any], name: str | None) -> dict[str, Any]:
     for field in body:
         if field not in ALLOWED:
             raise InvalidRequest(_unknown(field, ALLOWED), param=field)
+    for field, parts in PARTS.items():
+        _refuse_unknown_parts(body.get(field), field, parts)
     if name is not None and body.get("name", name) != name:
         raise InvalidRequest(f"name cannot be changed from {name}; leave it out.", param="name")
     return {field: value for field, value in body.items() if field != "name"}
@@ -103,6 +118,13 @@ def _spec(fields: Mapping[str, Any]) -> DeploymentSpec:
     check_engine_args(spec.engine, spec.engine_args)
     check_reserved(spec.engine, spec.engine_args)
     return spec
+
+
+def _refuse_unknown_parts(given: Any, field: str, parts: Mapping[str, str]) -> None:
+    """Of a body only: a stored record keeps what it does not know, a user has mistyped it."""
+    for part in given if isinstance(given, Mapping) else ():
+        if part not in parts:
+            raise InvalidRequest(_unknown(part, parts, f"{field}."), param=f"{field}.{part}")
 
 
 def _refuse_what_is_not_built(spec: DeploymentSpec) -> None:
@@ -141,8 +163,8 @@ def _refused(wrong: ErrorDetails) -> InvalidRequest:
     field = str(wrong["loc"][0]) if wrong["loc"] else None
     if field is None:
         return InvalidRequest(f"{_reason(wrong)}.")
-    if field == "docker" and len(wrong["loc"]) > 1:
-        return _refused_option(str(wrong["loc"][1]), wrong)
+    if field in PARTS and len(wrong["loc"]) > 1:
+        return _refused_part(field, str(wrong["loc"][1]), wrong)
     if wrong["type"] == "missing":
         return InvalidRequest(f"{field} is required: {ALLOWED[field]}.", param=field)
     if wrong["type"] == "value_error":
@@ -150,13 +172,11 @@ def _refused(wrong: ErrorDetails) -> InvalidRequest:
     return InvalidRequest(f"{field} must be {ALLOWED[field]}{'' if field == 'env' else _got(wrong['input'])}.", field)
 
 
-def _refused_option(option: str, wrong: ErrorDetails) -> InvalidRequest:
-    param = f"docker.{option}"
-    if option not in OPTIONS:
-        return InvalidRequest(_unknown(option, OPTIONS, "docker."), param=param)
+def _refused_part(field: str, part: str, wrong: ErrorDetails) -> InvalidRequest:
+    param = f"{field}.{part}"
     if wrong["type"] == "value_error":
         return InvalidRequest(f"{param}: {_reason(wrong)}.", param=param)
-    return InvalidRequest(f"{param} must be {OPTIONS[option]}{_got(wrong['input'])}.", param=param)
+    return InvalidRequest(f"{param} must be {PARTS[field][part]}{_got(wrong['input'])}.", param=param)
 
 
 def _reason(wrong: ErrorDetails) -> str:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
 
 from fastapi import Depends, FastAPI
 
+from deepinfer.control_plane.management import event_routes, fleet_routes, node_routes, rollout_routes, routes
+from deepinfer.control_plane.management.aside import Aside
 from deepinfer.control_plane.management.refused_requests import tell_failures
-from deepinfer.control_plane.management.routes import router
 from deepinfer.control_plane.management.same_origin import refuse_foreign_origins
-from deepinfer.fleet.store import EtcdStore
+from deepinfer.control_plane.management.staleness import StaleMark
+from deepinfer.fleet.errors import StoreUnavailable
+from deepinfer.fleet.mirror import Mirror
 
 _ABOUT = """What should run (deployments), what runs (replicas), and where (nodes).
 
@@ -17,8 +21,8 @@ Errors have OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`. T
 `/v1/chat/completions` and so on, on the same port."""
 
 
-def management_app(store: Callable[[], EtcdStore]) -> FastAPI:
-    """`store` gives the store, or raises `StoreUnavailable` while there is none yet: then every answer is a 503.
+def management_app(mirror: Callable[[], Mirror]) -> FastAPI:
+    """`mirror` gives the view of the store, or raises `StoreUnavailable` while there is none: then all answers are 503.
 
     Bodies are JSON whatever their Content-Type; web pages of other origins may not change anything.
     """
@@ -28,7 +32,17 @@ def management_app(store: Callable[[], EtcdStore]) -> FastAPI:
         dependencies=[Depends(refuse_foreign_origins)],
         redoc_url=None,
     )
-    app.state.store = store
-    app.include_router(router)
+    app.state.mirror = mirror
+    app.state.aside = Aside()
+    for part in (routes, rollout_routes, node_routes, event_routes, fleet_routes):
+        app.include_router(part.router)
+    app.add_middleware(StaleMark, stale_since=lambda: _stale_since(mirror))
     tell_failures(app)
     return app
+
+
+def _stale_since(mirror: Callable[[], Mirror]) -> datetime | None:
+    try:
+        return mirror().stale_since
+    except StoreUnavailable:
+        return None  # nothing is known that could be stale

@@ -1,118 +1,161 @@
-"""Deployments in the store: the only writer of their keys. Every write is a compare-and-set."""
+"""Deployments in the store: the only writer of their keys. Every write is a compare-and-set.
+
+Revisions are written and dropped in the transaction that writes their deployment, so its key guards theirs too.
+"""
 
 from __future__ import annotations
 
 import secrets
 import string
-from collections.abc import Awaitable, Callable, Mapping
-from datetime import UTC, datetime
-from typing import Any, TypeVar
-
-from pydantic import ValidationError
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from deepinfer.control_plane.management.admission import amended
-from deepinfer.control_plane.openai_errors import UnreadableDeployment
+from deepinfer.control_plane.management.history import History, cause_of, history_of
+from deepinfer.control_plane.management.retrying import retrying
 from deepinfer.fleet import keys
-from deepinfer.fleet.errors import DeploymentExists, DeploymentNotFound, StoreConflict
-from deepinfer.fleet.resources import Deployment, DeploymentSpec
-from deepinfer.fleet.store import EtcdStore, Reading
+from deepinfer.fleet.errors import DeploymentExists, DeploymentNotFound
+from deepinfer.fleet.mirror import Mirror
+from deepinfer.fleet.resources import Deployment
+from deepinfer.fleet.rollout import Revision
+from deepinfer.fleet.spec import DeploymentSpec
+from deepinfer.fleet.told_time import told_time
 
-TRIES = 5
-T = TypeVar("T")
+
+@dataclass(frozen=True)
+class Change:
+    """One deployment before and after a write."""
+
+    before: Deployment | None
+    after: Deployment
+
+    @property
+    def is_one(self) -> bool:
+        return self.before != self.after
+
+
+Ask = Callable[[History], Change]
+"""What a user wants to become of a deployment, given what there is."""
+
+
+def creation(spec: DeploymentSpec) -> Ask:
+    """Raises `DeploymentExists`."""
+
+    def asked(history: History) -> Change:
+        if history.record is not None:
+            raise DeploymentExists(f"Deployment {history.name} exists already; PUT or PATCH it, or delete it first.")
+        return Change(None, _new(history.name, spec))
+
+    return asked
+
+
+def replacement(spec: DeploymentSpec) -> Ask:
+    """Make it so, whatever was there."""
+
+    def asked(history: History) -> Change:
+        known = history.known
+        return Change(known, _changed(known, spec) if known else _new(history.name, spec))
+
+    return asked
+
+
+def amendment(changes: Mapping[str, Any]) -> Ask:
+    """Replace some fields of its spec. Raises `DeploymentNotFound`."""
+
+    def asked(history: History) -> Change:
+        known = history.existing
+        return Change(known, _changed(known, amended(known.spec, changes, known.name)))
+
+    return asked
+
+
+def undoing(to: int | None) -> Ask:
+    """An earlier revision again. Raises `DeploymentNotFound`, `RevisionNotFound` and `NothingToUndo`."""
+
+    def asked(history: History) -> Change:
+        known = history.existing
+        return Change(known, _changed(known, history.undone(to)))
+
+    return asked
 
 
 class Deployments:
     """What users want to run."""
 
-    def __init__(self, store: EtcdStore) -> None:
+    def __init__(self, store: Mirror) -> None:
         self._store = store
 
-    async def create(self, name: str, spec: DeploymentSpec) -> None:
-        """Raises `DeploymentExists`."""
+    async def change(self, name: str, ask: Ask) -> Change:
+        """Written, if it is one."""
 
-        async def once() -> None:
-            reading = await self._store.read(keys.deployment(name))
-            if keys.deployment(name) in reading.entries:
-                raise DeploymentExists(f"Deployment {name} exists already; PUT or PATCH it, or delete it first.")
-            await self._write(_new(name, spec), reading)
+        async def once() -> Change:
+            history, guard = await self._read(name)
+            change = ask(history)
+            if change.is_one:
+                await self._store.commit(_records(change, history), also_unchanged=guard)
+            return change
 
-        await _retrying(once)
+        return await retrying(once)
 
-    async def put(self, name: str, spec: DeploymentSpec) -> bool:
-        """Make it so, whatever was there; the answer is whether it is new."""
+    async def would_be(self, name: str, ask: Ask) -> Change:
+        """As far as is known; nothing is written."""
+        return ask(await self.history(name))
 
-        async def once() -> bool:
-            reading = await self._store.read(keys.deployment(name))
-            known = _known(name, reading)
-            wanted = _changed(known, spec) if known else _new(name, spec)
-            if wanted != known:
-                await self._write(wanted, reading)
-            return known is None
-
-        return await _retrying(once)
-
-    async def amend(self, name: str, changes: Mapping[str, Any]) -> None:
-        """Replace some fields of its spec. Raises `DeploymentNotFound`."""
-
-        async def once() -> None:
-            reading = await self._store.read(keys.deployment(name))
-            known = _existing(name, reading)
-            wanted = _changed(known, amended(known.spec, changes, name))
-            if wanted != known:
-                await self._write(wanted, reading)
-
-        await _retrying(once)
+    async def history(self, name: str) -> History:
+        """As far as is known."""
+        await self._store.latest()
+        return history_of(name, self._store.reading.values)
 
     async def delete(self, name: str) -> None:
         """Also one whose record cannot be read. Raises `DeploymentNotFound`."""
 
         async def once() -> None:
-            reading = await self._store.read(keys.deployment(name))
-            if keys.deployment(name) not in reading.entries:
-                raise _not_found(name)
-            await self._store.commit({keys.deployment(name): None}, if_unchanged=reading)
+            history, guard = await self._read(name)
+            if history.record is None:
+                raise DeploymentNotFound(f"There is no deployment {name}; `deepinfer get deployments` lists them.")
+            revisions = (*history.kept, *history.stray)
+            await self._store.commit(dict.fromkeys([keys.deployment(name), *revisions]), also_unchanged=guard)
 
-        await _retrying(once)
+        await retrying(once)
 
-    async def _write(self, deployment: Deployment, reading: Reading) -> None:
-        await self._store.commit({keys.deployment(deployment.name): deployment.to_json()}, if_unchanged=reading)
-
-
-async def _retrying(once: Callable[[], Awaitable[T]]) -> T:
-    """Look again when somebody wrote first; `StoreConflict` when that keeps happening."""
-    for _ in range(TRIES - 1):
-        try:
-            return await once()
-        except StoreConflict:
-            continue
-    return await once()
+    async def _read(self, name: str) -> tuple[History, dict[str, int]]:
+        """And the revision of its own key. That is read first: if it has not changed, no revision has."""
+        own = await self._store.read(keys.deployment(name))
+        revisions = await self._store.read(keys.revisions(name))
+        rollout = await self._store.read(keys.rollout(name))
+        history = history_of(name, {**own.values, **revisions.values, **rollout.values})
+        return history, {keys.deployment(name): own.mod_revision(keys.deployment(name))}
 
 
-def _known(name: str, reading: Reading) -> Deployment | None:
-    entry = reading.entries.get(keys.deployment(name))
-    if entry is None:
-        return None
-    try:
-        return Deployment.model_validate_json(entry.value)
-    except ValidationError as error:
-        raise UnreadableDeployment(f"The record of {name} cannot be read by this version; delete it first.") from error
+def _records(change: Change, history: History) -> dict[str, bytes | None]:
+    """The deployment with its revision; also that of the generation before, if an older version wrote none."""
+    after, before = change.after, change.before
+    added = {}
+    if before is not None and keys.revision(before.name, before.generation) not in history.kept:
+        added[keys.revision(before.name, before.generation)] = _revision(before, before.created_at, "")
+    added[keys.revision(after.name, after.generation)] = _revision(after, told_time(), cause_of(before, after))
+    return {
+        keys.deployment(after.name): after.to_json(),
+        **dict.fromkeys(history.outgrown(len(added))),
+        **{key: revision.to_json() for key, revision in added.items()},
+    }
 
 
-def _existing(name: str, reading: Reading) -> Deployment:
-    known = _known(name, reading)
-    if known is None:
-        raise _not_found(name)
-    return known
-
-
-def _not_found(name: str) -> DeploymentNotFound:
-    return DeploymentNotFound(f"There is no deployment {name}; `deepinfer get deployments` lists them.")
+def _revision(deployment: Deployment, created_at: str, cause: str) -> Revision:
+    return Revision(
+        deployment=deployment.name,
+        uid=deployment.uid,
+        generation=deployment.generation,
+        created_at=created_at,
+        cause=cause,
+        spec=deployment.spec,
+    )
 
 
 def _new(name: str, spec: DeploymentSpec) -> Deployment:
     uid = "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(5))
-    now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    return Deployment(name=name, uid=uid, generation=1, created_at=now, spec=spec)
+    return Deployment(name=name, uid=uid, generation=1, created_at=told_time(), spec=spec)
 
 
 def _changed(known: Deployment, spec: DeploymentSpec) -> Deployment:

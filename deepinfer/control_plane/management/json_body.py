@@ -16,7 +16,16 @@ LIMIT_BYTES = 64 * 1024
 
 async def json_object(request: Request) -> dict[str, Any]:
     """Raises `InvalidRequest` with what is wrong and where."""
+    return _object(await _whole(request))
+
+
+async def json_object_if_any(request: Request) -> dict[str, Any]:
+    """The same where a body may be left out."""
     body = await _whole(request)
+    return _object(body) if body else {}
+
+
+def _object(body: bytes) -> dict[str, Any]:
     try:
         found = json.loads(body, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:

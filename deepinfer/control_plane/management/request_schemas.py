@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from deepinfer.control_plane.management.admission import ALLOWED
-from deepinfer.fleet.resources import DeploymentSpec
+from deepinfer.fleet.spec import DeploymentSpec
 
 _EXAMPLE = {"model": "smollm2", "engine": "layer-shard", "device": "cpu", "replicas": 1}
 
@@ -26,3 +26,4 @@ _NAME = {"name": {"type": "string", "description": ALLOWED["name"]}}
 NEW_DEPLOYMENT = _body({**_NAME, **_fields()}, ["model"], _EXAMPLE)
 SPEC = _body(_fields(), ["model"], _EXAMPLE)
 SPEC_CHANGES = _body(_fields(), [], {"replicas": 2})
+UNDO = _body({"to": {"type": "integer", "minimum": 1, "description": "The generation to go back to."}}, [], {"to": 1})

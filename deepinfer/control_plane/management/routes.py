@@ -1,46 +1,37 @@
-"""The management API's paths: what is wanted (deployments), what runs (replicas) and where (nodes)."""
+"""The management API's paths of what is wanted (deployments) and what runs (replicas)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any
+import dataclasses
+from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from deepinfer.control_plane.management import views
 from deepinfer.control_plane.management.admission import admitted, checked_name
-from deepinfer.control_plane.management.deployments import Deployments
-from deepinfer.control_plane.management.fleet_view import FleetView
-from deepinfer.control_plane.management.json_body import json_object
+from deepinfer.control_plane.management.aside import aside_of
+from deepinfer.control_plane.management.consequences import consequences
+from deepinfer.control_plane.management.dependencies import (
+    Body,
+    DryRun,
+    Fleet,
+    Writes,
+    deployments_of,
+    fleet_now,
+    snapshot_now,
+)
+from deepinfer.control_plane.management.deployments import Ask, Change, amendment, creation, replacement
+from deepinfer.control_plane.management.explanations import explanation_of
 from deepinfer.control_plane.management.replica_logs import LogRequest, log_of
 from deepinfer.control_plane.management.request_schemas import NEW_DEPLOYMENT, SPEC, SPEC_CHANGES
+from deepinfer.control_plane.management.scheduling_views import DryRunView
 from deepinfer.control_plane.openai_errors import NodeNotConnected
-from deepinfer.fleet import keys
 from deepinfer.fleet.resources import Node
-from deepinfer.fleet.snapshot import snapshot_of
-from deepinfer.fleet.store import EtcdStore
+from deepinfer.fleet.snapshot import Snapshot
 
 router = APIRouter(prefix="/v1")
-
-
-async def fleet_now(request: Request) -> FleetView:
-    """Read anew for every request, so that a client sees what it has just written."""
-    return FleetView(snapshot_of((await _store(request).read(keys.FLEET)).values))
-
-
-def deployments_of(request: Request) -> Deployments:
-    return Deployments(_store(request))
-
-
-def _store(request: Request) -> EtcdStore:
-    connected: Callable[[], EtcdStore] = request.app.state.store
-    return connected()
-
-
-Fleet = Annotated[FleetView, Depends(fleet_now)]
-Writes = Annotated[Deployments, Depends(deployments_of)]
-Body = Annotated[dict[str, Any], Depends(json_object)]
+Shown = views.DeploymentView | DryRunView
 
 
 @router.get("/deployments", tags=["deployments"])
@@ -50,10 +41,13 @@ async def list_deployments(fleet: Fleet) -> views.DeploymentList:
 
 
 @router.post("/deployments", tags=["deployments"], status_code=201, openapi_extra=NEW_DEPLOYMENT)
-async def create_deployment(request: Request, body: Body, writes: Writes) -> views.DeploymentView:
+async def create_deployment(request: Request, response: Response, body: Body, dry_run: DryRun = False) -> Shown:
     """Run a model. The name, where none is given, is the last part of the model's. A name in use is refused (409)."""
     name, spec = admitted(body)
-    await writes.create(name, spec)
+    if dry_run:
+        response.status_code = 200
+        return await dry_run_of(request, name, creation(spec))
+    await deployments_of(request).change(name, creation(spec))
     return (await fleet_now(request)).deployment(name)
 
 
@@ -64,22 +58,26 @@ async def get_deployment(name: str, fleet: Fleet) -> views.DeploymentView:
 
 
 @router.put("/deployments/{name}", tags=["deployments"], openapi_extra=SPEC)
-async def put_deployment(
-    name: str, request: Request, response: Response, body: Body, writes: Writes
-) -> views.DeploymentView:
+async def put_deployment(name: str, request: Request, response: Response, body: Body, dry_run: DryRun = False) -> Shown:
     """Create it (201) or replace its whole spec (200). Repeating the same request changes nothing."""
     checked, spec = admitted(body, checked_name(name))
-    response.status_code = 201 if await writes.put(checked, spec) else 200
+    if dry_run:
+        return await dry_run_of(request, checked, replacement(spec))
+    change = await deployments_of(request).change(checked, replacement(spec))
+    response.status_code = 201 if change.before is None else 200
     return (await fleet_now(request)).deployment(checked)
 
 
 @router.patch("/deployments/{name}", tags=["deployments"], openapi_extra=SPEC_CHANGES)
-async def patch_deployment(name: str, request: Request, body: Body, writes: Writes) -> views.DeploymentView:
+async def patch_deployment(name: str, request: Request, body: Body, dry_run: DryRun = False) -> Shown:
     """Replace the fields that are given, each as a whole; null gives a field its default again.
 
-    A change of `replicas` alone leaves running replicas alone; any other change starts them again.
+    What no engine needs to know (replicas, priority, where they may go) leaves running replicas alone; any other
+    change replaces them, as `rollout` says.
     """
-    await writes.amend(name, body)
+    if dry_run:
+        return await dry_run_of(request, name, amendment(body))
+    await deployments_of(request).change(name, amendment(body))
     return (await fleet_now(request)).deployment(name)
 
 
@@ -113,7 +111,25 @@ async def read_logs(
     return StreamingResponse(pieces, media_type="text/plain; charset=utf-8")
 
 
-@router.get("/nodes", tags=["nodes"])
-async def list_nodes(fleet: Fleet) -> views.NodeList:
-    """Every machine, what it offers, and what is placed there."""
-    return views.NodeList(data=fleet.nodes())
+async def dry_run_of(request: Request, name: str, ask: Ask) -> DryRunView:
+    change = await deployments_of(request).would_be(name, ask)
+    fleet = await snapshot_now(request)
+    return await aside_of(request)(_dry_run, fleet, change)
+
+
+def _dry_run(fleet: Snapshot, change: Change) -> DryRunView:
+    name, then = change.after.name, _with(fleet, change)
+    return DryRunView(
+        name=name,
+        generation=change.after.generation,
+        changes=change.is_one,
+        spec=change.after.spec,
+        foreseen=consequences(fleet, then, frozenset([name])),
+        explanation=explanation_of(then, name),
+    )
+
+
+def _with(fleet: Snapshot, change: Change) -> Snapshot:
+    others = (deployment for deployment in fleet.deployments if deployment.name != change.after.name)
+    deployments = sorted((*others, change.after), key=lambda deployment: deployment.name)
+    return dataclasses.replace(fleet, deployments=tuple(deployments))

@@ -6,9 +6,13 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from deepinfer.fleet.resources import ContainerRuntime, DeploymentSpec, Device, InstalledEngine, Intent, Phase
+from deepinfer.fleet.conditions import Condition
+from deepinfer.fleet.resources import ContainerRuntime, Device, InstalledEngine, Intent, Phase
+from deepinfer.fleet.rollout import Outcome
+from deepinfer.fleet.spec import DeploymentSpec
 
 DeploymentPhase = Literal["ready", "progressing", "refused", "failed", "draining", "stopped"]
+NodeState = Literal["ready", "cordoned", "draining", "leaving", "under-pressure", "away", "lost"]
 
 
 class View(BaseModel):
@@ -46,6 +50,7 @@ class DeploymentStatus(View):
     ready: int
     wanted: int
     message: str = Field(description="What is missing, or what to do; empty when all is well.")
+    outcome: Outcome = Field(description="Of its newest generation; when that was rolled back, an earlier one runs.")
 
 
 class Identity(View):
@@ -63,6 +68,14 @@ class DeploymentView(DeploymentSpec, Identity):
     status: DeploymentStatus
     replica_list: tuple[ReplicaView, ...]
     refusals: dict[str, str] = Field(description="Node -> why a missing replica cannot go there.")
+    conditions: tuple[Condition, ...] = Field(description="As the scheduler concluded last.")
+
+
+class AbsenceView(View):
+    """Of a node that should run something and is not connected."""
+
+    since: str
+    held: str = Field(description="Why it is waited for although its grace is over.")
 
 
 class NodeView(View):
@@ -70,11 +83,16 @@ class NodeView(View):
 
     name: str
     alive: bool
+    state: NodeState
+    labels: dict[str, str] = Field(default_factory=dict)
+    pressure: tuple[str, ...] = Field(default=(), description="What it runs out of, while it takes nothing new.")
+    absence: AbsenceView | None = None
     devices: tuple[Device, ...] = ()
     engines: tuple[InstalledEngine, ...] = ()
     containers: ContainerRuntime | None = None
     version: str = ""
     agent_endpoint: str = ""
+    fleet_trouble: str = Field(default="", description="Why it goes by none of what the store says.")
     replicas: tuple[str, ...]
 
 
@@ -104,3 +122,19 @@ class Deleted(View):
 
     name: str
     deleted: Literal[True] = True
+
+
+class NodeForgotten(View):
+    """Nothing more is kept of the node."""
+
+    name: str
+    forgotten: Literal[True] = True
+
+
+class FleetIdentityView(View):
+    """The fleet this store holds, as this control plane knows it."""
+
+    id: str
+    trouble: str = Field(description="Why the store that answers is not taken for this fleet's; empty when it is.")
+    stale_since: str | None = Field(description="Since when nothing new is known; null while the store answers.")
+    waiting_nodes: dict[str, str] = Field(description="Node -> why it goes by none of what the store says.")

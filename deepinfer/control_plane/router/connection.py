@@ -1,7 +1,8 @@
 """One engine as the router knows it: who answers at the endpoint, whether it is ready, and what runs there from here.
 
 Its phase is observed, never remembered: a replica is a candidate only while the engine itself, over an open WatchState
-stream, says READY, and only after GetInfo has shown the placement and epoch that were meant (fencing).
+stream, says READY, and only after GetInfo has shown the placement and epoch that were meant (fencing). While its
+lifeline is cut, its last word does not count; what runs there is left alone.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from contextlib import contextmanager, suppress
 from deepinfer.control_plane.router.candidate import Candidate
 from deepinfer.control_plane.router.routes import Route
 from deepinfer.engine_shim.client import EngineClient
+from deepinfer.engine_shim.lifeline import lifeline
 from deepinfer.engine_shim.state_wire import EngineState
-from deepinfer.engine_shim.wire import ShimPhase
+from deepinfer.engine_shim.wire import ShimInfo, ShimPhase
 from deepinfer.fleet.errors import EngineFailed
 
 log = logging.getLogger(__name__)
@@ -30,15 +32,19 @@ class WrongEngine(EngineFailed):
 
 
 class Connection:
-    """Owned by `Replicas`, which runs `run` as a task and ends it with `retire`. `renamed` hears of new `names`."""
+    """Owned by `Replicas`, which runs `run` as a task and ends it with `retire`.
 
-    def __init__(self, route: Route, renamed: Callable[[], None]) -> None:
+    `renamed` hears of new `names`, `turned` when it becomes ready or is so no longer.
+    """
+
+    def __init__(self, route: Route, renamed: Callable[[], None], turned: Callable[[], None]) -> None:
         self.route = route
         self.names: tuple[str, ...] = ()  # what the engine said it serves, last; kept while it is away
         self.trouble = ""  # why it is not ready, for people
-        self._renamed = renamed
+        self._renamed, self._turned = renamed, turned
         self._client = EngineClient(route.endpoint, only=(route.placement, route.epoch))
         self._state: EngineState | None = None
+        self._reachable = True
         self._in_flight = 0
         self._last_used = 0
         self._woken = asyncio.Event()
@@ -48,9 +54,9 @@ class Connection:
 
     @property
     def candidate(self) -> Candidate | None:
-        """None unless the engine itself said, last, that it is ready."""
+        """None unless the engine itself said, last, that it is ready, and could still say otherwise."""
         state = self._state
-        if state is None or state.phase is not ShimPhase.READY or self._retired.is_set():
+        if not self._reachable or state is None or state.phase is not ShimPhase.READY or self._retired.is_set():
             return None
         route = self.route
         return Candidate(
@@ -94,9 +100,10 @@ class Connection:
         while True:
             self._woken.clear()
             try:
-                await self._identify()
-                failures = 0
-                await self._watch()
+                info = await self._identify()
+                failures, self._reachable = 0, True
+                async with lifeline(info.call_endpoint, self._is_reachable):
+                    await self._watch()
                 self._lost("its engine ended the connection")
             except EngineFailed as error:
                 self._lost(str(error))
@@ -107,27 +114,47 @@ class Connection:
             failures += 1
             await self._pause(failures)
 
-    async def _identify(self) -> None:
+    async def _identify(self) -> ShimInfo:
         info = await self._client.info()
         if (info.placement, info.epoch) != (self.route.placement, self.route.epoch):
             raise WrongEngine(
                 f"at {self.route.endpoint} answers {info.placement} epoch {info.epoch},"
                 f" not {self.route.placement} epoch {self.route.epoch}"
             )
+        return info
 
     async def _watch(self) -> None:
         async for state in self._client.watch():
-            self._state = state
+            with self._turning():
+                self._state = state
             self.trouble = state.message
             if state.served_names and state.served_names != self.names:
                 self.names = state.served_names
                 self._renamed()
 
+    def _is_reachable(self, reachable: bool) -> None:
+        if reachable != self._reachable:
+            with self._turning():
+                self._reachable = reachable
+            self._troubled_by("" if reachable else f"its node does not answer at {self.route.endpoint}")
+
     def _lost(self, trouble: str) -> None:
-        self._state = None
-        if trouble != self.trouble:  # said once, not at every try
+        with self._turning():
+            self._state = None
+        self._troubled_by(trouble)
+
+    def _troubled_by(self, trouble: str) -> None:
+        if trouble not in ("", self.trouble):  # said once, not at every try
             log.warning("%s on %s is not routed to: %s", self.route.placement, self.route.node, trouble)
         self.trouble = trouble
+
+    @contextmanager
+    def _turning(self) -> Iterator[None]:
+        """Tell if the block made it ready, or ready no longer."""
+        was_ready = self.candidate is not None
+        yield
+        if was_ready is not (self.candidate is not None):
+            self._turned()
 
     async def _pause(self, failures: int) -> None:
         """Longer after each failure, and never the same for all gateways; news cuts it short, but not to nothing."""

@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
 
 from deepinfer.control_plane.router.candidate import Candidate
 from deepinfer.control_plane.router.connection import Connection
+from deepinfer.control_plane.router.news import about, changed_placements, told_anew
 from deepinfer.control_plane.router.readiness import created_seconds, deployments_by_name, waits_for
 from deepinfer.control_plane.router.routes import Route, newest_epochs, wanted_routes
 from deepinfer.engine_shim.client import EngineClient
 from deepinfer.fleet import keys
 from deepinfer.fleet.resources import Deployment, Intent, Phase, Placement
 from deepinfer.fleet.snapshot import Snapshot
+
+
+def nobody_listens() -> None:
+    """What nobody waits for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,7 @@ class Replicas:
 
     def __init__(self) -> None:
         self.has_view = False  # of the store, once at least
+        self.turned: Callable[[], None] = nobody_listens  # called when an engine becomes ready or is so no longer
         self._fleet = Snapshot()
         self._deployments: dict[str, list[Deployment]] = {}
         self._connections: dict[str, Connection] = {}  # by placement id: one epoch at a time
@@ -59,13 +66,24 @@ class Replicas:
 
     def update(self, fleet: Snapshot) -> None:
         """Take over what the store says. Call it after every reading."""
-        known = {placement: connection.route for placement, connection in self._connections.items()}
-        wanted = wanted_routes(fleet, known)
-        for placement in {**known, **wanted}:
+        changed = changed_placements(self._fleet, fleet)
+        known = {p: self._connections[p].route for p in changed if p in self._connections}
+        wanted = wanted_routes(about(fleet, changed), known)
+        for placement in sorted(changed):
             self._reroute(placement, known.get(placement), wanted.get(placement))
-        self._wake_those_with_news(fleet)
-        self._fleet, self._deployments, self.has_view = fleet, deployments_by_name(fleet), True
-        self._take_names()
+        for status in told_anew(self._fleet, fleet):
+            if status.id in self._connections:
+                self._connections[status.id].wake()
+        names_changed = known != wanted or self._fleet.deployments is not fleet.deployments or not self.has_view
+        self._fleet, self.has_view = fleet, True
+        if names_changed:
+            self._deployments = deployments_by_name(fleet)
+            self._take_names()
+
+    def answering(self) -> frozenset[tuple[str, int]]:
+        """Placement id and epoch of every engine that says, from here, that it is ready."""
+        ready = (connection.candidate for connection in self._connections.values())
+        return frozenset((candidate.placement, candidate.epoch) for candidate in ready if candidate is not None)
 
     def candidates(self, model: str) -> tuple[Candidate, ...]:
         """The replicas that could answer a request for `model` now."""
@@ -110,7 +128,7 @@ class Replicas:
         if old is not None:
             self._connections.pop(placement).retire()
         if new is not None:
-            connection = self._connections[placement] = Connection(new, self._take_names)
+            connection = self._connections[placement] = Connection(new, self._take_names, lambda: self.turned())
             task = self._tasks.create_task(connection.run(), name=f"connection to {placement}")
             self._running.add(task)
             task.add_done_callback(self._running.discard)
@@ -129,11 +147,6 @@ class Replicas:
                 parents.setdefault(name, deployment_of.get(placement, ""))
         self._by_name = {name: tuple(connections) for name, connections in found.items()}
         self._parents = parents
-
-    def _wake_those_with_news(self, fleet: Snapshot) -> None:
-        for status in set(fleet.statuses) - set(self._fleet.statuses):
-            if status.id in self._connections:
-                self._connections[status.id].wake()
 
     def _state(self, placement: Placement) -> str:
         connection = self._connections.get(placement.id)

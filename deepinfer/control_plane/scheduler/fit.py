@@ -7,12 +7,16 @@ read.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
 
 from deepinfer.engine_environments.choice import NoEngine, chosen_engine, newest_first, not_installed
 from deepinfer.engine_environments.compatibility import lines
 from deepinfer.fleet.parallelism import devices_needed, named_devices
-from deepinfer.fleet.resources import Backend, DeploymentSpec, EngineKind, Node
+from deepinfer.fleet.resource import Record
+from deepinfer.fleet.resources import Node
+from deepinfer.fleet.spec import Backend, DeploymentSpec, EngineKind
 
 CPU = ("cpu",)
 
@@ -24,9 +28,29 @@ class NoFit:
     reason: str
 
 
+_NO_ENGINES_BUSINESS = {"replicas", "priority", "node_selector", "anti_affinity", "strategy", "rollout"}
+_OF_THE_ENGINE = tuple(field for field in DeploymentSpec.model_fields if field not in _NO_ENGINES_BUSINESS)
+
+
 def same_engine(one: DeploymentSpec, other: DeploymentSpec) -> bool:
-    """Whether a running engine serves both: how many replicas there are is no engine's business."""
-    return one.model_copy(update={"replicas": other.replicas}) == other
+    """Whether a running engine serves both: how many replicas there are, and where, is not its business."""
+    return _same_extras(one, other) and all(
+        _alike(getattr(one, field), getattr(other, field)) for field in _OF_THE_ENGINE
+    )
+
+
+def _alike(one: Any, other: Any) -> bool:
+    if isinstance(one, Record) and isinstance(other, Record):
+        fields = type(one).model_fields
+        return _same_extras(one, other) and all(_alike(getattr(one, f), getattr(other, f)) for f in fields)
+    return bool(one == other)
+
+
+def _same_extras(one: Record, other: Record) -> bool:
+    """A newer version's field that only one of them has is no reason to end an engine: the newer leader writes its
+    default into a placement of a deployment that was stored without it. Where it means more, that leader will see."""
+    ours, theirs = one.model_extra or {}, other.model_extra or {}
+    return all(ours[field] == theirs[field] for field in ours.keys() & theirs.keys())
 
 
 def devices_for(spec: DeploymentSpec, node: Node, taken: Mapping[str, str]) -> tuple[str, ...] | NoFit:
@@ -40,6 +64,46 @@ def devices_for(spec: DeploymentSpec, node: Node, taken: Mapping[str, str]) -> t
         return _free_devices(spec, node, taken)
     wanted_devices = CPU if spec.device == "cpu" else named_devices(spec)
     return _exactly(wanted_devices, node, taken) or _refused_on(wanted_devices, spec, node) or wanted_devices
+
+
+def fitting_devices(spec: DeploymentSpec, node: Node, taken: Mapping[str, str]) -> tuple[str, ...] | None:
+    """The same without the words, and fast where many nodes are alike."""
+    wants = (
+        *(spec.engine, spec.engine_version, spec.backend, spec.device, spec.dtype, spec.quantization),
+        devices_needed(spec),
+    )
+    offers = (node.devices, node.engines, node.containers)
+    return _remembered(_Question(wants, offers, frozenset(taken), spec, node))
+
+
+def device_refusal(spec: DeploymentSpec, node: Node, device: str, taken: Mapping[str, str]) -> str:
+    """Why one device alone cannot be among a new replica's; empty if it can."""
+    if device in taken:
+        return f"is taken by {taken[device]}"
+    named = CPU if spec.device == "cpu" else named_devices(spec)
+    if spec.device != "auto" and device not in named:
+        return f"{device} is not asked for, but {', '.join(named)}"
+    if spec.backend is Backend.DOCKER:
+        return "is simulated, and containers are not" if device.startswith("sim:") else ""
+    refused = _refused_on((device,), spec, node)
+    return refused.reason if refused else ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """Two are equal when their answers are."""
+
+    wants: tuple[Any, ...]
+    offers: tuple[Any, ...]
+    taken: frozenset[str]
+    spec: DeploymentSpec = field(compare=False)
+    node: Node = field(compare=False)
+
+
+@lru_cache(maxsize=1 << 14)
+def _remembered(question: _Question) -> tuple[str, ...] | None:
+    found = devices_for(question.spec, question.node, dict.fromkeys(question.taken, ""))
+    return None if isinstance(found, NoFit) else found
 
 
 def still_fits(spec: DeploymentSpec, node: Node, devices: tuple[str, ...]) -> bool:

@@ -1,10 +1,10 @@
 """Where replicas go: the whole wanted state from one snapshot. Pure: no clock, no store, no randomness.
 
-What runs is left where it runs. A node that lost its lease is unverified, which is never a reason to move, restart or
-forget anything on it, except what its agent reported stopped before it left. A replica that must leave its devices
-drains, is seen to be gone, and only then gets a new place: it never runs twice. What cannot be read is left exactly as
-it is, and nothing new is put beside it.
-It does not roll out step by step: when a spec changes, all replicas of the deployment change at once.
+What runs is left where it runs. A node that lost its lease is unverified, which alone is never a reason to move,
+restart or forget anything on it, except what its agent reported stopped before it left; only the leader, who counts
+how long it has been away, calls it lost. No slot runs twice: a placement is dropped when its agent has seen it gone,
+and on a lost node it stays, draining, for the day the node returns. What cannot be read is left exactly as it is, and
+nothing new is put beside it.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from deepinfer.control_plane.scheduler.fit import NoFit
 from deepinfer.control_plane.scheduler.retention import retained
+from deepinfer.control_plane.scheduler.roll import Roll, Shortfall
 from deepinfer.control_plane.scheduler.room import Room
-from deepinfer.control_plane.scheduler.sight import Sight
+from deepinfer.control_plane.scheduler.sight import Outlook, Sight
 from deepinfer.fleet import keys
-from deepinfer.fleet.resources import Placement, Refusal
+from deepinfer.fleet.resources import Deployment, Placement, Refusal
 from deepinfer.fleet.snapshot import Snapshot
 
 
@@ -28,12 +30,11 @@ class Plan:
     refusals: tuple[Refusal, ...]
 
 
-def plan(fleet: Snapshot) -> Plan:
+def plan(fleet: Snapshot, outlook: Outlook = Outlook()) -> Plan:  # noqa: B008  # a frozen value
     """Every placement the fleet should have, and why the missing ones have no place."""
-    sight = Sight(fleet)
-    room = Room(sight, retained(sight))
-    missing = [(deployment, room.place_missing(deployment)) for deployment in fleet.deployments]
-    refusals = [room.refusal(deployment, count) for deployment, count in missing if count]
+    sight = Sight(fleet, outlook)
+    room, shortfalls = rolled_room(sight)
+    refusals = [_refusal(d, shortfall, room, sight) for d, shortfall in shortfalls if shortfall.missing]
     untouched = [refusal for refusal in fleet.refusals if refusal.deployment in sight.unreadable_deployments]
     return Plan(
         placements=tuple(sorted(room.placements, key=lambda p: keys.placement(p.node, p.id))),
@@ -44,3 +45,27 @@ def plan(fleet: Snapshot) -> Plan:
 def planned(fleet: Snapshot, wanted: Plan) -> Snapshot:
     """The fleet once the plan is written: `plan(planned(fleet, plan(fleet))) == plan(fleet)`."""
     return dataclasses.replace(fleet, placements=wanted.placements, refusals=wanted.refusals)
+
+
+def rolled_room(sight: Sight) -> tuple[Room, list[tuple[Deployment, Shortfall]]]:
+    """The room once every deployment has taken its step, the most important first; and what each lacks."""
+    room = Room(sight, retained(sight))
+    readable = (d for d in sight.deployments.values() if d.name not in sight.unreadable_deployments)
+    in_turn = sorted(readable, key=lambda d: (-d.spec.priority, d.name))
+    rolls = [Roll(deployment, room, sight) for deployment in in_turn]
+    for roll in rolls:
+        roll.let_go()
+    return room, [(roll.deployment, roll.fill()) for roll in rolls]
+
+
+def _refusal(deployment: Deployment, shortfall: Shortfall, room: Room, sight: Sight) -> Refusal:
+    """Asked when everything is placed, so that the reasons are those of the fleet as it will be."""
+    verdicts = {node.name: room.verdict(deployment, node) for node in sight.fleet.nodes}
+    reasons = {name: verdict.reason for name, verdict in verdicts.items() if isinstance(verdict, NoFit)}
+    reasons |= dict.fromkeys(sight.unreadable_nodes, "its record cannot be read")
+    return Refusal(
+        deployment=deployment.name,
+        missing=shortfall.missing,
+        reasons=dict(sorted(reasons.items())),
+        waits_for="; ".join(shortfall.waits_for),
+    )

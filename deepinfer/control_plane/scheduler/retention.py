@@ -1,16 +1,16 @@
-"""What becomes of a placement that exists. Pure.
+"""What becomes of a placement that exists, before anything is replaced. Pure.
 
-Draining is one-way: an engine told to drain refuses requests from then on, so a replica that is wanted again gets a new
-epoch once the old one is gone.
+Draining is one-way: an engine told to drain refuses requests from then on, so a replica that is wanted again gets
+another slot, or this one when it is gone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from deepinfer.control_plane.scheduler.fit import same_engine, still_fits
+from deepinfer.control_plane.scheduler.identity import placement_id
 from deepinfer.control_plane.scheduler.sight import Sight
-from deepinfer.fleet.resources import Deployment, Intent, Placement
+from deepinfer.fleet.resources import Intent, Placement
 
 
 def retained(sight: Sight) -> Iterator[Placement]:
@@ -23,53 +23,33 @@ def retained(sight: Sight) -> Iterator[Placement]:
             continue
         if sight.has_stopped(placement):
             continue  # it may have a new place at once
-        wanted = _wanted(placement, sight) if placement.id not in serving else _draining(placement)
+        wanted = _wanted(placement, sight) if placement.id not in serving else draining(placement, "it is elsewhere")
         if wanted.intent is Intent.SERVE:
             serving.add(wanted.id)
+            wanted = _above_what_ran(wanted, sight)
         elif sight.is_gone(wanted):
             continue
         yield wanted
 
 
-def placement_id(deployment: Deployment, replica: int) -> str:
-    """The same replica of the same deployment has the same id wherever it is placed."""
-    return f"{deployment.name}-{deployment.uid}-{replica}"
-
-
-def next_epoch(deployment: Deployment, previous: int) -> int:
-    """Above every epoch this replica had: one per generation at least, so even a forgotten one is not repeated."""
-    return max(previous + 1, deployment.generation)
+def draining(placement: Placement, why: str) -> Placement:
+    """A placement that drains keeps its first reason."""
+    if placement.intent is Intent.DRAIN:
+        return placement
+    return placement.model_copy(update={"intent": Intent.DRAIN, "why": why})
 
 
 def _wanted(placement: Placement, sight: Sight) -> Placement:
     deployment = sight.deployments.get(placement.deployment)
-    if placement.intent is Intent.DRAIN or deployment is None or not _counts(placement, deployment):
-        return _draining(placement)
-    if same_engine(placement.spec, deployment.spec):
-        return placement
-    return _with_new_spec(placement, deployment, sight)
+    if deployment is None or placement.id != placement_id(deployment, placement.replica):
+        return draining(placement, "its deployment is deleted")
+    if sight.is_lost(placement):
+        return draining(placement, f"node {placement.node} is lost")
+    return placement
 
 
-def _counts(placement: Placement, deployment: Deployment) -> bool:
-    """Whether it is one of the replicas the deployment asks for, and not of a deleted one of the same name."""
-    is_its_own = placement.id == placement_id(deployment, placement.replica)
-    return is_its_own and placement.replica < deployment.spec.replicas
-
-
-def _with_new_spec(placement: Placement, deployment: Deployment, sight: Sight) -> Placement:
-    """In place where its devices still do; otherwise it must be gone before its successor takes others."""
-    node = sight.verified.get(placement.node)
-    if node is None:
-        return placement  # unverified: what serves there goes on serving until more is known
-    if not still_fits(deployment.spec, node, placement.devices):
-        return _draining(placement)
-    changes = {
-        "epoch": next_epoch(deployment, placement.epoch),
-        "generation": deployment.generation,
-        "spec": deployment.spec,
-    }
-    return placement.model_copy(update=changes)
-
-
-def _draining(placement: Placement) -> Placement:
-    return placement.model_copy(update={"intent": Intent.DRAIN})
+def _above_what_ran(placement: Placement, sight: Sight) -> Placement:
+    """Its agent tells of a newer epoch only after an old backup of the store was restored: what that one runs is not
+    known here, so it is followed by an epoch of its own, and is never taken for this one."""
+    newest = max((status.epoch for status in sight.statuses.get(placement.id, ())), default=0)
+    return placement.model_copy(update={"epoch": newest + 1}) if newest > placement.epoch else placement

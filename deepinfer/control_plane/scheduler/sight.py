@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
+from deepinfer.control_plane.scheduler.fit import same_engine
 from deepinfer.fleet import keys
-from deepinfer.fleet.resources import Deployment, Node, Phase, Placement
+from deepinfer.fleet.resources import Deployment, Node, NodeSettings, Phase, Placement, ReplicaStatus
+from deepinfer.fleet.rollout import Outcome, Rollout
 from deepinfer.fleet.snapshot import Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What the leader knows that does not lie in the store."""
+
+    lost: frozenset[str] = frozenset()  # nodes that were away so long that they are not waited for
+    answering: frozenset[tuple[str, int]] | None = None
+    """Ids and epochs of the engines that answer this control plane's own gateway; None where it has not looked."""
 
 
 @dataclass(frozen=True)
@@ -16,15 +27,23 @@ class Sight:
     """Questions about one snapshot; each table is built once."""
 
     fleet: Snapshot
+    outlook: Outlook = Outlook()
+    _compared: dict[tuple[str, int, int], bool] = field(default_factory=dict, compare=False)
 
     @cached_property
     def deployments(self) -> Mapping[str, Deployment]:
-        return {deployment.name: deployment for deployment in self.fleet.deployments}
+        """As they are to be run: a generation that was rolled back is not."""
+        rollouts = {rollout.deployment: rollout for rollout in self.fleet.rollouts}
+        return {d.name: effective(d, rollouts.get(d.name)) for d in self.fleet.deployments}
 
     @cached_property
     def verified(self) -> Mapping[str, Node]:
         """The nodes of which everything is known: alive, and all their placements readable."""
         return {node.name: node for node in self.fleet.nodes if node.name not in self.unreadable_on}
+
+    @cached_property
+    def settings(self) -> Mapping[str, NodeSettings]:
+        return {settings.node: settings for settings in self.fleet.node_settings}
 
     @cached_property
     def unreadable_on(self) -> Mapping[str, str]:
@@ -38,11 +57,16 @@ class Sight:
 
     @cached_property
     def unreadable_deployments(self) -> frozenset[str]:
-        return frozenset(self._unreadable(keys.DEPLOYMENTS))
+        """Those whose records do not parse, and those of which it is not known what was rolled back."""
+        return frozenset((*self._unreadable(keys.DEPLOYMENTS), *self._unreadable(keys.ROLLOUTS)))
 
     @cached_property
     def unreadable_nodes(self) -> frozenset[str]:
         return frozenset(self._unreadable(keys.NODES))
+
+    def unreadable_of(self, deployment: Deployment) -> int:
+        """Replicas that exist somewhere, and of which nothing else is known."""
+        return sum(name.startswith(f"{deployment.name}-{deployment.uid}-") for name in self.unreadable_ids)
 
     def is_gone(self, placement: Placement) -> bool:
         """Whether nothing of it runs: its agent was here, or never was, and tells no status of it in any epoch."""
@@ -52,8 +76,83 @@ class Sight:
 
     def has_stopped(self, placement: Placement) -> bool:
         """Whether its agent ended it before leaving: the one thing that is certain of a node that is not there."""
+        if placement.node in self._alive:
+            return False
         status = self.fleet.status_of(placement)
-        return placement.node not in self._alive and status is not None and status.phase is Phase.STOPPED
+        return status is not None and status.phase is Phase.STOPPED
+
+    def is_lost(self, placement: Placement) -> bool:
+        """Whether it is not waited for any longer. An engine that answers is not lost, wherever its agent is."""
+        return (
+            placement.node in self.outlook.lost and placement.node not in self._alive and not self._answers(placement)
+        )
+
+    def is_ready(self, placement: Placement) -> bool:
+        """Of a node that is not there, only an answer tells."""
+        if placement.node not in self._alive:
+            return self._answers(placement)
+        status = self.fleet.status_of(placement)
+        return status is not None and status.phase is Phase.READY
+
+    def can_take_over(self, placement: Placement) -> bool:
+        """Whether others may go because it is there: its agent calls it ready, and it answers who routes to it."""
+        return self.is_ready(placement) and (self.outlook.answering is None or self._answers(placement))
+
+    def _answers(self, placement: Placement) -> bool:
+        return (placement.id, placement.epoch) in (self.outlook.answering or ())
+
+    def is_outdated(self, placement: Placement, deployment: Deployment) -> bool:
+        """Whether its engine is another one than the deployment, whose own it must be, asks for.
+
+        Compared once for all replicas of a generation: one spec in thousands of copies takes a while to compare.
+        """
+        asked = (deployment.uid, deployment.generation, placement.generation)
+        if asked not in self._compared:
+            self._compared[asked] = not same_engine(placement.spec, deployment.spec)
+        return self._compared[asked]
+
+    def wants_it_elsewhere(self, placement: Placement) -> str:
+        """Why it must leave its node, whatever its spec; empty if it need not."""
+        settings, node = self.settings.get(placement.node), self.verified.get(placement.node)
+        if settings is not None and settings.drain:
+            return f"node {placement.node} is drained"
+        if node is not None and node.leaving:
+            return f"node {placement.node} is leaving"
+        if self.moved.get(placement.id) == placement.epoch:
+            return "a better place was asked for"
+        deployment = self.deployments.get(placement.deployment)
+        if deployment and node and (missing := missing_label(deployment.spec.node_selector, node)):
+            return f"node {placement.node} {missing}"
+        return ""
+
+    @cached_property
+    def statuses(self) -> Mapping[str, list[ReplicaStatus]]:
+        """By placement id, of every node and epoch."""
+        found: dict[str, list[ReplicaStatus]] = {}
+        for status in self.fleet.statuses:
+            found.setdefault(status.id, []).append(status)
+        return found
+
+    @cached_property
+    def placed(self) -> Mapping[str, list[Placement]]:
+        """By id, on every node."""
+        found: dict[str, list[Placement]] = {}
+        for placement in self.fleet.placements:
+            found.setdefault(placement.id, []).append(placement)
+        return found
+
+    @cached_property
+    def of_deployment(self) -> Mapping[str, list[Placement]]:
+        """By the deployment's name, whatever its uid."""
+        found: dict[str, list[Placement]] = {}
+        for placement in self.fleet.placements:
+            found.setdefault(placement.deployment, []).append(placement)
+        return found
+
+    @cached_property
+    def moved(self) -> Mapping[str, int]:
+        """Placement id -> the epoch that is to go elsewhere."""
+        return {move.placement: move.epoch for move in self.fleet.moves}
 
     @cached_property
     def _alive(self) -> frozenset[str]:
@@ -72,3 +171,21 @@ class Sight:
 
     def _unreadable(self, prefix: str) -> Iterable[str]:
         return [key.removeprefix(prefix) for key in sorted(self.fleet.unreadable) if key.startswith(prefix)]
+
+
+def effective(deployment: Deployment, rollout: Rollout | None) -> Deployment:
+    """What is to be run of it: where its newest generation was rolled back, the last good one, as often as asked."""
+    if rollout is None or rollout.good is None or rollout.outcome is not Outcome.ROLLED_BACK:
+        return deployment
+    if (rollout.uid, rollout.generation) != (deployment.uid, deployment.generation):
+        return deployment
+    spec = rollout.good.spec.model_copy(update={"replicas": deployment.spec.replicas})
+    return deployment.model_copy(update={"spec": spec, "generation": rollout.good.generation})
+
+
+def missing_label(selector: Mapping[str, str], node: Node) -> str:
+    """The first label that a node lacks, in words that follow its name; empty if it has all."""
+    for key, value in sorted(selector.items()):
+        if node.labels.get(key) != value:
+            return f"has {key}={node.labels[key]}, not {value}" if key in node.labels else f"has no label {key}={value}"
+    return ""

@@ -20,7 +20,7 @@ from deepinfer.agent.models import Models
 from deepinfer.engine_shim.engines.layer_shard.gguf_import import GgufImportError, import_gguf
 from deepinfer.engine_shim.token_engine import SamplingParams
 from deepinfer.fleet.places import cache_dir
-from deepinfer.fleet.resources import DeploymentSpec, EngineKind
+from deepinfer.fleet.spec import DeploymentSpec, EngineKind
 
 QUESTIONS = (
     "What is the capital of France?",

@@ -1,0 +1,60 @@
+"""`deepinfer fleet`: which fleet the store holds, and a person's word that a new store is the right one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deepinfer.cli.failures import OperationFailed
+from deepinfer.cli.options import DEFAULT_SERVER, Address, Format, Output, connect, print_json
+
+if TYPE_CHECKING:
+    from deepinfer.cli.views import View
+
+fleet = typer.Typer(help="Show the fleet's identity, and accept another store for it.", no_args_is_help=True)
+
+
+@fleet.command("status")
+def status(*, output: Format = Output.TABLE, server: Address = DEFAULT_SERVER) -> None:
+    """Show which fleet this is, and whether its store can be relied upon."""
+    with connect(server) as api:
+        view = api.fleet()
+    if output is Output.JSON:
+        print_json(view)
+    else:
+        _show(view)
+
+
+@fleet.command("confirm")
+def confirm(
+    *,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    output: Format = Output.TABLE,
+    server: Address = DEFAULT_SERVER,
+) -> None:
+    """Say that the store that answers now is the right one, after it was wiped, restored elsewhere or exchanged.
+
+    The nodes that wait go by it from then on: engines that it does not want are stopped.
+    """
+    with connect(server) as api:
+        before = api.fleet()
+        if not yes and (before["trouble"] or before["waiting_nodes"]):
+            _show(before, err=True)
+            typer.confirm("Go by this store, and stop the engines that it does not want?", abort=True, err=True)
+        view = api.confirm_fleet()
+    if output is Output.JSON:
+        print_json(view)
+    elif view["trouble"]:
+        raise OperationFailed(view["trouble"])
+    else:
+        typer.echo(f"this is fleet {view['id']}; the nodes that waited follow it")
+
+
+def _show(view: View, *, err: bool = False) -> None:
+    typer.echo(f"{'Fleet:':<12}{view['id']}", err=err)
+    typer.echo(f"{'Store:':<12}{view['trouble'] or 'sound'}", err=err)
+    if view["stale_since"]:
+        typer.echo(f"{'Known as of:':<12} {view['stale_since']}", err=err)
+    for node, trouble in view["waiting_nodes"].items():
+        typer.echo(f"{node} waits: {trouble}", err=err)

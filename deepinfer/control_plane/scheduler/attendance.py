@@ -1,0 +1,86 @@
+"""Which nodes are not waited for any longer. Pure: the leader keeps it between its passes, by its own steady clock.
+
+A node without its key is unverified, no more: its agent may be restarting, or etcd may have lost the lease. It is lost
+when that lasts longer than the grace. One node at a time is lost, and none while many are away together, for then the
+store or the network is to be suspected, and whoever re-places a third of a fleet does more harm than good. A person
+knows better: `deepinfer node lost NAME` skips the wait and the brake.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from deepinfer.fleet import keys
+from deepinfer.fleet.resources import Absence, Intent
+from deepinfer.fleet.snapshot import Snapshot
+
+BRAKE_FROM = 2  # nodes away together
+BRAKE_SHARE = 1 / 3
+PAUSE_SECONDS = 10.0  # between one loss and the next
+
+
+@dataclass(frozen=True)
+class Attendance:
+    """Who is away since when, by the leader's clock, and who is given up."""
+
+    away_since: Mapping[str, float] = field(default_factory=dict)
+    lost: frozenset[str] = frozenset()
+    last_loss: float = float("-inf")
+    brake: str = ""  # why nobody is given up now
+
+
+def attended(before: Attendance, fleet: Snapshot, now: float, grace_seconds: float) -> Attendance:
+    """The attendance as of `now`, which never runs backwards."""
+    away = _away(fleet)
+    since = {name: before.away_since.get(name, now) for name in away}
+    declared = {settings.node for settings in fleet.node_settings if settings.lost} & away
+    lost = (before.lost & away) | declared
+    suspects = away - lost
+    brake = _brake(len(suspects), len(suspects) + len(fleet.nodes))
+    overdue = sorted((since[name], name) for name in suspects if now - since[name] >= grace_seconds)
+    last_loss = before.last_loss
+    if overdue and not brake and now - last_loss >= PAUSE_SECONDS:
+        lost, last_loss = lost | {overdue[0][1]}, now
+    return Attendance(since, lost, last_loss, brake)
+
+
+def due(attendance: Attendance, grace_seconds: float) -> float:
+    """When somebody is to be given up if nothing changes until then; infinity if only a change could lead to that."""
+    overdue = [since + grace_seconds for name, since in attendance.away_since.items() if name not in attendance.lost]
+    if not overdue or attendance.brake:
+        return math.inf
+    return max(min(overdue), attendance.last_loss + PAUSE_SECONDS)
+
+
+def absences(attendance: Attendance, fleet: Snapshot, now: str) -> tuple[Absence, ...]:
+    """What is told of it, as of the time `now` for who is missed newly."""
+    before = {absence.node: absence for absence in fleet.absences}
+    return tuple(
+        Absence(
+            node=name,
+            since=before[name].since if name in before else now,
+            lost=name in attendance.lost,
+            held="" if name in attendance.lost else attendance.brake,
+        )
+        for name in sorted(attendance.away_since)
+    )
+
+
+def _away(fleet: Snapshot) -> frozenset[str]:
+    """Nodes that should run something and have no key; one that cannot be read is there."""
+    there = {node.name for node in fleet.nodes}
+    there |= {key.removeprefix(keys.NODES) for key in fleet.unreadable if key.startswith(keys.NODES)}
+    fenced = {p.node for p in fleet.placements if p.intent is Intent.DRAIN and p.why.endswith(" is lost")}
+    serving = {p.node for p in fleet.placements if p.intent is Intent.SERVE}
+    return frozenset((serving | fenced) - there)
+
+
+def _brake(away: int, all_known: int) -> str:
+    if away < BRAKE_FROM or away <= all_known * BRAKE_SHARE:
+        return ""
+    return (
+        f"{away} of {all_known} nodes are away together, so the store or the network is suspected and nothing is "
+        "re-placed; `deepinfer node lost NAME` says that one will not come back"
+    )

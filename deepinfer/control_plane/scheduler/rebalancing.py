@@ -1,0 +1,41 @@
+"""Which replicas would now get a better place than they have. Pure, and only on request: what runs is left alone.
+
+A better place is an accelerator instead of the cpu, then a node with fewer (or, packed, with more) beside it. Each
+replica moves once at most, and each is looked at with the earlier ones moved, so that two do not change places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from deepinfer.control_plane.scheduler.plan import rolled_room
+from deepinfer.control_plane.scheduler.room import Room
+from deepinfer.control_plane.scheduler.sight import Outlook, Sight
+from deepinfer.fleet.resources import Deployment, Intent, Move, Placement
+from deepinfer.fleet.snapshot import Snapshot
+
+
+def better_places(fleet: Snapshot) -> tuple[Move, ...]:
+    """The moves to ask for; none while anything else is under way with a deployment."""
+    sight = Sight(fleet, Outlook())
+    room, _ = rolled_room(sight)
+    return tuple(
+        Move(placement=placement.id, epoch=placement.epoch)
+        for deployment in sight.deployments.values()
+        for placement in _movable(deployment, room, sight)
+        if _moves(placement, deployment, room)
+    )
+
+
+def _movable(deployment: Deployment, room: Room, sight: Sight) -> Iterator[Placement]:
+    own = sorted(room.of(deployment.name), key=lambda placement: placement.id)
+    if all(p.intent is Intent.SERVE and sight.is_ready(p) and p.node in sight.verified for p in own):
+        yield from own
+
+
+def _moves(placement: Placement, deployment: Deployment, room: Room) -> bool:
+    instead = room.without(placement, deployment)
+    if instead.best is None or instead.best[:-1] >= instead.own[:-1]:  # the name of a node makes it no better
+        return False
+    room.move(placement, deployment)
+    return True

@@ -1,0 +1,175 @@
+"""One deployment's step: how many more, which ones go, and what replaces what must not stay as it is. Pure.
+
+A replica must be replaced when its engine's spec is another one, or when it has to leave its node. Both go the same
+way. First what serves nobody anyway. Then, where there is room, a new one is started beside the old ones (surge), and
+an old one goes when a new one is ready. Where there is none, one old one is renewed in place, or makes room, at a
+time: the same step is taken again when it is ready. What cannot be had even so leaves the old ones serving.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from deepinfer.control_plane.scheduler.fit import still_fits
+from deepinfer.control_plane.scheduler.making_way import made_way
+from deepinfer.control_plane.scheduler.room import Room
+from deepinfer.control_plane.scheduler.sight import Sight
+from deepinfer.fleet.resources import Deployment, Intent, Placement
+
+
+@dataclass
+class Shortfall:
+    """Replicas that have no place."""
+
+    missing: int = 0
+    waits_for: list[str] = field(default_factory=list)
+
+
+class Roll:
+    """The replicas of one deployment, in one pass."""
+
+    def __init__(self, deployment: Deployment, room: Room, sight: Sight) -> None:
+        self.deployment = deployment
+        self._room, self._sight = room, sight
+        self._some_drain = False
+        self._good: list[Placement] = []
+        self._bad: list[Placement] = []
+        self._shortfall = Shortfall()
+
+    def let_go(self) -> None:
+        """First of all deployments, so that what becomes free is there for all of them."""
+        self._look()
+        self._drop_surplus()
+        self._replace_what_serves_nobody()
+        self._let_go_what_is_covered()
+
+    def fill(self) -> Shortfall:
+        """Then, the most important first; what is left without a place is the answer."""
+        self._look()
+        for placement in self._bad:
+            self._room.note_going(placement)
+        self._place_as_many_as_allowed()
+        if self._missing > 0 and self._is_at_rest():
+            self._recreate_one()
+            self._place_as_many_as_allowed()
+        if self._total < self._wanted:
+            self._do_without()
+        return self._shortfall
+
+    def _look(self) -> None:
+        """Others may have sent some of it away meanwhile."""
+        own = self._room.of(self.deployment.name)
+        serving = [placement for placement in own if placement.intent is Intent.SERVE]
+        self._some_drain = len(serving) < len(own)
+        self._good, self._bad = [], []
+        for placement in serving:
+            (self._bad if self._must_be_replaced(placement) else self._good).append(placement)
+
+    @property
+    def _wanted(self) -> int:
+        """What cannot be read counts as there."""
+        return max(0, self.deployment.spec.replicas - self._sight.unreadable_of(self.deployment))
+
+    @property
+    def _missing(self) -> int:
+        return self._wanted - len(self._good)
+
+    @property
+    def _total(self) -> int:
+        return len(self._good) + len(self._bad)
+
+    @property
+    def _available(self) -> int:
+        return sum(map(self._sight.can_take_over, self._good)) + sum(map(self._sight.is_ready, self._bad))
+
+    def _must_be_replaced(self, placement: Placement) -> bool:
+        sight = self._sight
+        return sight.is_outdated(placement, self.deployment) or bool(sight.wants_it_elsewhere(placement))
+
+    def _drop_surplus(self) -> None:
+        """Those first that serve nobody, then the youngest slots.
+
+        A node that is not there may have been leaving, so that one more was started: that one is kept till it is back.
+        """
+        unverified = any(placement.node not in self._sight.verified for placement in self._good)
+        surplus = -self._missing - (self.deployment.spec.rollout.max_surge if unverified else 0)
+        by_worth = sorted(self._good, key=lambda p: (self._sight.is_ready(p), -p.replica))
+        for placement in by_worth[: max(0, surplus)]:
+            self._good.remove(placement)
+            self._drain(placement, "fewer replicas are wanted")
+
+    def _replace_what_serves_nobody(self) -> None:
+        """On a node that is not there it may yet serve somebody, so it stays until others are ready for all."""
+        covered = sum(map(self._sight.is_ready, self._good)) >= self._wanted
+        for placement in sorted(self._bad, key=lambda p: -p.replica):
+            is_known = placement.node in self._sight.verified
+            if not self._sight.is_ready(placement) and (is_known or covered):
+                self._take_out(placement)
+
+    def _let_go_what_is_covered(self) -> None:
+        """Old ones, as long as enough are ready without them."""
+        spare = max(0, self._available - (self._wanted - self.deployment.spec.rollout.max_unavailable))
+        ready = sorted(filter(self._sight.is_ready, self._bad), key=lambda p: -p.replica)
+        for placement in ready[:spare]:
+            self._take_out(placement)
+
+    def _place_as_many_as_allowed(self) -> None:
+        while self._missing > 0 and self._total < self._wanted + self.deployment.spec.rollout.max_surge:
+            placed = self._room.place(self.deployment)
+            if placed is None:
+                return
+            self._good.append(placed)
+
+    def _do_without(self) -> None:
+        """Fewer than wanted are placed: make way for each, or say that there is none."""
+        waiting: list[str] = []
+        while self._total + len(waiting) < self._wanted:
+            if placed := self._room.place(self.deployment):
+                self._good.append(placed)
+                continue
+            way = made_way(self.deployment, self._room, self._sight)
+            if way.waits_for:
+                waiting.append(way.waits_for)
+            elif not way.is_free:
+                break
+        self._shortfall.missing += self._wanted - self._total
+        self._shortfall.waits_for += sorted(set(waiting))
+
+    def _is_at_rest(self) -> bool:
+        """No more are there than wanted, nothing is under way, and no other is out of service."""
+        if self._total > self._wanted:
+            return False
+        at_least = self._total - max(1, self.deployment.spec.rollout.max_unavailable)
+        settled = not self._some_drain and all(map(self._sight.can_take_over, self._good))
+        return settled and self._available - 1 >= at_least
+
+    def _recreate_one(self) -> None:
+        for placement in sorted(self._bad, key=lambda p: -p.replica):
+            if placement.node in self._sight.verified and self._has_room_instead(placement):
+                self._take_out(placement)
+                return
+        self._shortfall.missing = len(self._bad)
+
+    def _has_room_instead(self, placement: Placement) -> bool:
+        return self._may_be_renewed(placement) or self._room.without(placement, self.deployment).best is not None
+
+    def _take_out(self, placement: Placement) -> None:
+        """In place where its devices still do; otherwise it must be gone before its successor takes others."""
+        self._bad.remove(placement)
+        if self._missing > len(self._bad) and self._may_be_renewed(placement):
+            self._good.append(self._room.renew(placement, self.deployment))
+        else:
+            outdated = f"generation {self.deployment.generation} replaces it"
+            self._drain(placement, self._sight.wants_it_elsewhere(placement) or outdated)
+
+    def _may_be_renewed(self, placement: Placement) -> bool:
+        node = self._sight.verified.get(placement.node)
+        return (
+            node is not None
+            and not self._sight.wants_it_elsewhere(placement)
+            and still_fits(self.deployment.spec, node, placement.devices)
+        )
+
+    def _drain(self, placement: Placement, why: str) -> None:
+        self._some_drain = True
+        self._room.send_away(placement, why)

@@ -1,0 +1,159 @@
+"""The store in a file and back: whole or not at all, and never over an etcd that runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from deepinfer.fleet.backup import back_up
+from deepinfer.fleet.embedded_etcd import embedded_etcd, newest_etcd
+from deepinfer.fleet.errors import StoreUnavailable
+from deepinfer.fleet.store import EtcdStore
+from tests.edges.test_cli import deepinfer, fails
+from tests.etcd_certificates import make_certificates
+from tests.etcd_cluster import etcd_cluster
+from tests.etcd_process import FaultProxy
+from tests.etcd_users import ROOT, fleet_config, want_logins
+from tests.fleet import free_port
+
+LARGE = {f"/deepinfer/large/{n}": b"x" * 500_000 for n in range(12)}
+
+
+class Home:
+    """A configuration with an embedded etcd of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port, self.data = free_port(), folder / "etcd"
+        self.config = folder / "deepinfer.toml"
+        self.config.write_text(f"[etcd]\nport = {self.port}\ndata_dir = {json.dumps(str(self.data))}\n")
+        self.file = folder / "fleet.backup"
+
+    def run(self, command: str, *more: str) -> str:
+        done = deepinfer(command, str(self.file), "-c", str(self.config), *more)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def refused(self, command: str, *more: str, exit_code: int = 1) -> str:
+        return fails(deepinfer(command, str(self.file), "-c", str(self.config), *more), exit_code)
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path)
+
+
+async def test_what_was_backed_up_comes_back_and_what_was_there_is_kept(home: Home) -> None:
+    async with embedded_etcd(home.data, home.port) as etcd, EtcdStore.connect([etcd.endpoint]) as store:
+        before = await store.commit({"/deepinfer/a": b"then", "/deepinfer/b": b"then"})
+        said = home.run("backup")
+        assert str(home.file) in said
+        assert stat.S_IMODE(home.file.stat().st_mode) == 0o600
+        await store.commit({"/deepinfer/a": b"now", "/deepinfer/b": None, "/deepinfer/c": b"now"})
+        assert "An etcd runs on" in home.refused("restore")
+    said = home.run("restore")
+    kept = home.data.with_name("etcd.before-restore-1")
+    assert str(kept) in said and (kept / "member").is_dir()
+    async with embedded_etcd(home.data, home.port) as etcd, EtcdStore.connect([etcd.endpoint]) as store:
+        assert (await store.read("/deepinfer/")).values == {"/deepinfer/a": b"then", "/deepinfer/b": b"then"}
+        assert await store.commit({"/deepinfer/d": b"later"}) > before
+    home.run("restore")
+    assert home.data.with_name("etcd.before-restore-2").is_dir()
+
+
+async def test_a_backup_starts_an_etcd_on_a_machine_that_had_none(home: Home, tmp_path: Path) -> None:
+    async with embedded_etcd(tmp_path / "elsewhere", free_port()) as etcd, EtcdStore.connect([etcd.endpoint]) as store:
+        await store.commit({"/deepinfer/a": b"1"})
+        home.run("backup", "--etcd", etcd.endpoint)
+    said = home.run("restore")
+    assert "is kept" not in said
+    async with embedded_etcd(home.data, home.port) as etcd, EtcdStore.connect([etcd.endpoint]) as store:
+        assert (await store.read("/deepinfer/")).values == {"/deepinfer/a": b"1"}
+
+
+async def test_a_backup_that_breaks_off_leaves_the_older_one(etcd: str, store: EtcdStore, tmp_path: Path) -> None:
+    await store.commit({**LARGE})
+    file = tmp_path / "fleet.backup"
+    file.write_bytes(b"the older one")
+    proxy = FaultProxy(etcd)
+    async with proxy.running(), EtcdStore.connect([proxy.endpoint]) as ours:
+        with pytest.raises(StoreUnavailable):
+            await back_up(ours, file, lambda _, left: proxy.cut())
+        assert (names_in(tmp_path), file.read_bytes()) == ([file.name], b"the older one")
+        seen: list[tuple[int, int]] = []
+        size = await back_up(ours, file, lambda done, everything: seen.append((done, everything)))
+    content = file.read_bytes()
+    assert len(content) == size == seen[-1][0] == seen[-1][1]
+    assert hashlib.sha256(content[:-32]).digest() == content[-32:]
+    assert names_in(tmp_path) == [file.name]
+
+
+async def test_a_damaged_backup_changes_nothing(home: Home) -> None:
+    async with embedded_etcd(home.data, home.port) as etcd, EtcdStore.connect([etcd.endpoint]) as store:
+        await store.commit({"/deepinfer/a": b"now"})
+        home.run("backup")
+    content = bytearray(home.file.read_bytes())
+    content[5000] ^= 1
+    home.file.write_bytes(content)
+    assert "cannot be restored" in home.refused("restore")
+    home.file.unlink()
+    assert "There is no backup" in home.refused("restore")
+    async with embedded_etcd(home.data, home.port) as etcd, EtcdStore.connect([etcd.endpoint]) as store:
+        assert (await store.read("/deepinfer/")).values == {"/deepinfer/a": b"now"}
+    assert names_in(home.data.parent) == ["deepinfer.toml", "etcd", "etcd.log"]
+
+
+async def test_a_watcher_of_the_old_store_can_tell_that_it_is_another(home: Home) -> None:
+    """Revisions alone could not tell it: they may have come as far again."""
+    async with embedded_etcd(home.data, home.port) as etcd, EtcdStore.connect([etcd.endpoint]) as store:
+        await store.commit({"/deepinfer/a": b"1"})
+        before = cluster_of(etcd.endpoint)
+        home.run("backup")
+    home.run("restore")
+    async with embedded_etcd(home.data, home.port) as etcd:
+        assert cluster_of(etcd.endpoint) != before
+
+
+def cluster_of(endpoint: str) -> int:
+    etcdctl = str(newest_etcd().with_name("etcdctl"))
+    command = [etcdctl, f"--endpoints={endpoint}", "endpoint", "status", "-w", "json"]
+    told = json.loads(subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout)
+    return int(told[0]["Status"]["header"]["cluster_id"])
+
+
+def test_nobody_to_back_up_is_exit_code_3_and_leaves_no_file(home: Home) -> None:
+    said = home.refused("backup", exit_code=3)
+    assert f"127.0.0.1:{home.port}" in said and said.count("\n") == 1
+    assert not home.file.exists()
+
+
+def test_an_etcd_of_somebody_elses_is_restored_by_hand(home: Home) -> None:
+    said = home.refused("restore", "--etcd", "https://etcd-0:2379")
+    assert "https://etcd-0:2379" in said and "etcdutl snapshot restore" in said
+
+
+async def test_an_etcd_with_logins_is_backed_up_by_root_alone(home: Home, tmp_path: Path) -> None:
+    with etcd_cluster(1, certificates=make_certificates(tmp_path / "tls")) as cluster:
+        want_logins(cluster)
+        config = fleet_config(cluster, tmp_path / "password")
+        named = {
+            "endpoints": list(config.endpoints),
+            "password_file": str(config.password_file),
+            **{name: str(getattr(config, name)) for name in ("ca_file", "cert_file", "key_file")},
+        }
+        lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in named.items())
+        home.config.write_text(f'[etcd]\nusername = "deepinfer"\n{lines}')
+        assert "root role" in home.refused("backup")
+        user, _, password = ROOT.partition(":")
+        home.config.write_text(f'[etcd]\nusername = "{user}"\n{lines}')
+        (tmp_path / "password").write_text(password)
+        home.run("backup")
+    assert home.file.stat().st_size > 1000
