@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import ipaddress
 import logging
 import math
@@ -44,6 +45,9 @@ log = logging.getLogger(__name__)
 ROUTER_REST_SECONDS = 0.1
 """After a pass: requests are relayed in the same loop."""
 SCHEDULER_REST_SECONDS = 0.05
+GARBAGE_THRESHOLDS = (50_000, 20, 20)
+"""Of Python's collector. A pass over a large fleet makes as many objects, and nearly all die with it; by default they
+would be walked through many times, now and then together with the whole view of the fleet, while all streams wait."""
 
 
 class Connection:
@@ -60,6 +64,7 @@ class Connection:
 
 async def run(config: Config) -> None:
     """Until a signal ends it."""
+    gc.set_threshold(*GARBAGE_THRESHOLDS)
     _refuse_open_hosts(config.serve.host)
     asked_to_stop = _stop_signal()
     connection = Connection()

@@ -27,8 +27,8 @@ async def keep_converging(
     """Call `converge` at once, on every change, and at least every `resync_seconds`. Never returns.
 
     A failure is logged and tried again, ever more slowly; a conflict means that somebody wrote first, so look again.
-    Between two passes there are `rest_seconds`, and as long as the last one took: a burst of changes is one reason to
-    look, and the first one after a rest is not delayed.
+    Between two passes there are `rest_seconds`, and half as long as the last one took: a burst of changes is one reason
+    to look, and the first one after a rest is not delayed.
     """
     after_failure = Backoff(first=0.2, longest=resync_seconds)
     without_store = Backoff(first=0.2, longest=3.0)  # nothing tells when it is back, and then nobody wants to wait
@@ -61,7 +61,7 @@ async def keep_converging(
             async with asyncio.timeout(_spread(resync_seconds)):  # Python 3.11's wait_for can swallow a cancellation
                 await changed.wait()
         if rest_seconds:
-            rested_at = ended + max(rest_seconds, ended - started)
+            rested_at = ended + max(rest_seconds, (ended - started) / 2)
             await asyncio.sleep(max(0.0, rested_at - asyncio.get_running_loop().time()))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -10,7 +10,7 @@ from deepinfer.fleet import keys
 from deepinfer.fleet.conditions import Conditions
 from deepinfer.fleet.resources import Absence, Placement, Refusal
 from deepinfer.fleet.rollout import Rollout
-from deepinfer.fleet.snapshot import Snapshot
+from deepinfer.fleet.snapshot import Snapshot, only_in
 
 Written = Placement | Refusal | Rollout | Conditions | Absence
 """What only the leader writes."""
@@ -27,23 +27,30 @@ class Change:
 
 def changes_between(fleet: Snapshot, wanted: Snapshot) -> tuple[Change, ...]:
     """What differs; deletions first, for a later write may give out what they free. Unreadable keys are left alone."""
-    now, then = dict(_keyed(fleet)), dict(_keyed(wanted))
+    now = {_key(record): record for record in only_in(_written(fleet), _written(wanted))}
+    then = {_key(record): record for record in only_in(_written(wanted), _written(fleet))}
     deletions = (Change(key, None, _premise_of_deletion(now[key])) for key in now if key not in then)
-    puts = (
-        Change(key, record.to_json(), _premise(record))
-        for key, record in then.items()
-        if now.get(key) is not record and now.get(key) != record
-    )
+    puts = (Change(key, record.to_json(), _premise(record)) for key, record in then.items() if now.get(key) != record)
     return tuple(chain(deletions, puts))
 
 
-def _keyed(fleet: Snapshot) -> Iterator[tuple[str, Written]]:
+def _written(fleet: Snapshot) -> tuple[Written, ...]:
     """Rollouts before the placements that follow from them."""
-    yield from ((keys.rollout(rollout.deployment), rollout) for rollout in fleet.rollouts)
-    yield from ((keys.placement(placement.node, placement.id), placement) for placement in fleet.placements)
-    yield from ((keys.refusal(refusal.deployment), refusal) for refusal in fleet.refusals)
-    yield from ((keys.absence(absence.node), absence) for absence in fleet.absences)
-    yield from ((keys.conditions(conditions.deployment), conditions) for conditions in fleet.conditions)
+    return (*fleet.rollouts, *fleet.placements, *fleet.refusals, *fleet.absences, *fleet.conditions)
+
+
+def _key(record: Written) -> str:
+    match record:
+        case Rollout():
+            return keys.rollout(record.deployment)
+        case Placement():
+            return keys.placement(record.node, record.id)
+        case Refusal():
+            return keys.refusal(record.deployment)
+        case Absence():
+            return keys.absence(record.node)
+        case Conditions():
+            return keys.conditions(record.deployment)
 
 
 def _premise(record: Written) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -51,10 +50,9 @@ def decided(fleet: Snapshot, memory: Memory, known: Circumstances) -> Decision:
     attendance = attended(_known_before(memory, fleet), fleet, known.now, known.node_grace_seconds)
     outlook = Outlook(attendance.lost, known.answering)
     verdicts = judged(Sight(fleet, outlook), memory.paces, known.now)
-    wanted = dataclasses.replace(fleet, rollouts=verdicts.rollouts)
+    wanted = fleet.but(rollouts=verdicts.rollouts)
     wanted = planned(wanted, plan(wanted, outlook))
-    wanted = dataclasses.replace(
-        wanted,
+    wanted = wanted.but(
         conditions=standings(Sight(wanted, outlook), known.told_at),
         absences=absences(attendance, wanted, known.told_at),
     )

@@ -6,7 +6,7 @@ read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -119,9 +119,9 @@ def still_fits(spec: DeploymentSpec, node: Node, devices: tuple[str, ...]) -> bo
     return devices == named_devices(spec)
 
 
-def exclusive(devices: tuple[str, ...]) -> Iterator[str]:
+def exclusive(devices: tuple[str, ...]) -> tuple[str, ...]:
     """The devices that one placement holds alone; the cpu is shared."""
-    return (device for device in devices if device not in CPU)
+    return () if devices == CPU else tuple([device for device in devices if device not in CPU])
 
 
 def _for_a_container(spec: DeploymentSpec, node: Node, taken: Mapping[str, str]) -> tuple[str, ...] | NoFit:

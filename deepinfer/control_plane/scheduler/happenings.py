@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from deepinfer.control_plane.scheduler.attendance import Attendance
 from deepinfer.fleet.resources import Intent, Phase, Placement
 from deepinfer.fleet.rollout import Outcome
-from deepinfer.fleet.snapshot import Snapshot
+from deepinfer.fleet.snapshot import Snapshot, only_in
 
 _NAMED = 3  # replicas named in one event
 
@@ -75,7 +75,7 @@ def _of_placements(before: Snapshot, now: Snapshot) -> Iterator[Happening]:
     then = {(p.node, p.id): p for p in before.placements}
     placed: dict[str, list[Placement]] = {}
     drained: dict[tuple[str, str], list[Placement]] = {}
-    for placement in now.placements:
+    for placement in only_in(now.placements, before.placements):
         old = then.get((placement.node, placement.id))
         if placement.intent is Intent.SERVE and (old is None or old.epoch != placement.epoch):
             placed.setdefault(placement.deployment, []).append(placement)
@@ -93,13 +93,13 @@ def _of_placements(before: Snapshot, now: Snapshot) -> Iterator[Happening]:
 def _of_engines(before: Snapshot, now: Snapshot) -> Iterator[Happening]:
     reasons: Mapping[Phase, str] = {Phase.READY: "Ready", Phase.FAILED: "Failed", Phase.RESTARTING: "Restarting"}
     told: dict[tuple[str, Phase], list[str]] = {}
-    for placement in now.placements:
-        status, old = now.status_of(placement), before.status_of(placement)
-        if (
-            status is None
-            or status.phase not in reasons
-            or (old and (old.phase, old.failures) == (status.phase, status.failures))
-        ):
+    news = {(s.id, s.node, s.epoch): s for s in only_in(now.statuses, before.statuses) if s.phase in reasons}
+    for placement in now.placements if news else ():
+        status = news.get((placement.id, placement.node, placement.epoch))
+        if status is None:
+            continue
+        old = before.status_of(placement)
+        if old and (old.phase, old.failures) == (status.phase, status.failures):
             continue
         words = f"{placement.id}: {status.message}" if status.message else placement.id
         told.setdefault((placement.deployment, status.phase), []).append(words)

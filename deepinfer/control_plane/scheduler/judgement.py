@@ -18,6 +18,7 @@ from deepinfer.fleet.resources import Deployment, Intent, Placement, ReplicaStat
 from deepinfer.fleet.rollout import Good, Outcome, Rollout
 
 CRASH_LOOP = 3  # failures in a row
+_FINAL = (Outcome.ROLLED_BACK, Outcome.COMPLETE)
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,13 @@ def judged(sight: Sight, paces: Mapping[str, Pace], now: float) -> Verdicts:
     for deployment in fleet.deployments:
         if deployment.name in sight.unreadable_deployments:
             continue
-        replicas = tuple(_of_this_generation(deployment, sight))
-        pace = _pace(deployment, replicas, sight, paces.get(deployment.name), now)
         known = before.get(deployment.name)
         known = known if known and known.uid == deployment.uid else None
+        if known and known.generation == deployment.generation and known.outcome in _FINAL:
+            found.append(known)
+            continue
+        replicas = tuple(_of_this_generation(deployment, sight))
+        pace = _pace(deployment, replicas, sight, paces.get(deployment.name), now)
         rollout = _rollout(deployment, known, replicas, sight, now - pace.since)
         runs = rollout.outcome is Outcome.PROGRESSING
         due = pace.since + deployment.spec.rollout.deadline_seconds if runs else math.inf
@@ -76,8 +80,6 @@ def _rollout(
     deployment: Deployment, known: Rollout | None, replicas: tuple[Placement, ...], sight: Sight, stood: float
 ) -> Rollout:
     good = known.good if known else None
-    if known and known.generation == deployment.generation and known.outcome in (Outcome.ROLLED_BACK, Outcome.COMPLETE):
-        return known
     if sum(map(sight.is_ready, replicas)) >= deployment.spec.replicas:
         if deployment.spec.replicas:
             good = Good(generation=deployment.generation, spec=deployment.spec)

@@ -9,7 +9,6 @@ nothing new is put beside it.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 from deepinfer.control_plane.scheduler.fit import NoFit
@@ -44,7 +43,7 @@ def plan(fleet: Snapshot, outlook: Outlook = Outlook()) -> Plan:  # noqa: B008  
 
 def planned(fleet: Snapshot, wanted: Plan) -> Snapshot:
     """The fleet once the plan is written: `plan(planned(fleet, plan(fleet))) == plan(fleet)`."""
-    return dataclasses.replace(fleet, placements=wanted.placements, refusals=wanted.refusals)
+    return fleet.but(placements=wanted.placements, refusals=wanted.refusals)
 
 
 def rolled_room(sight: Sight) -> tuple[Room, list[tuple[Deployment, Shortfall]]]:

@@ -51,5 +51,5 @@ def _wanted(placement: Placement, sight: Sight) -> Placement:
 def _above_what_ran(placement: Placement, sight: Sight) -> Placement:
     """Its agent tells of a newer epoch only after an old backup of the store was restored: what that one runs is not
     known here, so it is followed by an epoch of its own, and is never taken for this one."""
-    newest = max((status.epoch for status in sight.statuses.get(placement.id, ())), default=0)
+    newest = sight.newest_told.get(placement.id, 0)
     return placement.model_copy(update={"epoch": newest + 1}) if newest > placement.epoch else placement

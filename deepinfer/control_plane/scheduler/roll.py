@@ -31,6 +31,7 @@ class Roll:
     def __init__(self, deployment: Deployment, room: Room, sight: Sight) -> None:
         self.deployment = deployment
         self._room, self._sight = room, sight
+        self._own: list[Placement] = []  # as last looked at
         self._some_drain = False
         self._good: list[Placement] = []
         self._bad: list[Placement] = []
@@ -39,9 +40,11 @@ class Roll:
     def let_go(self) -> None:
         """First of all deployments, so that what becomes free is there for all of them."""
         self._look()
-        self._drop_surplus()
-        self._replace_what_serves_nobody()
-        self._let_go_what_is_covered()
+        if self._missing < 0:
+            self._drop_surplus()
+        if self._bad:
+            self._replace_what_serves_nobody()
+            self._let_go_what_is_covered()
 
     def fill(self) -> Shortfall:
         """Then, the most important first; what is left without a place is the answer."""
@@ -59,6 +62,9 @@ class Roll:
     def _look(self) -> None:
         """Others may have sent some of it away meanwhile."""
         own = self._room.of(self.deployment.name)
+        if own == self._own:
+            return
+        self._own = own
         serving = [placement for placement in own if placement.intent is Intent.SERVE]
         self._some_drain = len(serving) < len(own)
         self._good, self._bad = [], []

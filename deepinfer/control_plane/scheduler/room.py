@@ -8,7 +8,7 @@ before it is given out.
 from __future__ import annotations
 
 import heapq
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -37,13 +37,15 @@ class Room:
 
     def __init__(self, sight: Sight, retained: Iterable[Placement]) -> None:
         self._sight = sight
-        self._on: dict[str, dict[str, Placement]] = {}  # node -> id
-        self._of: dict[str, dict[tuple[str, str], Placement]] = {}  # deployment -> node and id
+        self._on: defaultdict[str, dict[str, Placement]] = defaultdict(dict)  # node -> id
+        self._of: defaultdict[str, dict[tuple[str, str], Placement]] = defaultdict(dict)  # deployment -> node and id
         self._ids = set(sight.unreadable_ids)
-        self._taken: dict[str, dict[str, str]] = {}  # node -> device -> who holds it, or was promised it
+        self._taken: defaultdict[str, dict[str, str]] = defaultdict(
+            dict
+        )  # node -> device -> its holder, or who was promised it
         self._going: dict[str, dict[str, Placement]] = {}  # node -> id: serves on, and is to be replaced
         self._promised: set[tuple[str, str]] = set()
-        self._beside: dict[str, Counter[str]] = {}  # node -> deployment -> how many
+        self._beside: defaultdict[str, Counter[str]] = defaultdict(Counter)  # node -> deployment -> how many
         self._seats: dict[str, list[Seat]] = {}
         self._lowest_free: dict[str, int] = {}
         for placement in retained:
@@ -76,11 +78,14 @@ class Room:
 
     def put(self, placement: Placement) -> Placement:
         """In place of what has its id there, on the same devices."""
-        self._on.setdefault(placement.node, {})[placement.id] = placement
-        self._going.get(placement.node, {}).pop(placement.id, None)
-        self._of.setdefault(placement.deployment, {})[placement.node, placement.id] = placement
+        self._on[placement.node][placement.id] = placement
+        self._of[placement.deployment][placement.node, placement.id] = placement
+        if placement.node in self._going:
+            self._going[placement.node].pop(placement.id, None)
         holder = f"{placement.id}, which drains" if placement.intent is Intent.DRAIN else placement.id
-        self._taken.setdefault(placement.node, {}).update(dict.fromkeys(exclusive(placement.devices), holder))
+        taken = self._taken[placement.node]
+        for device in exclusive(placement.devices):
+            taken[device] = holder
         return placement
 
     def note_going(self, placement: Placement) -> None:
@@ -114,9 +119,9 @@ class Room:
 
     def promise(self, node: str, devices: Iterable[str], deployment: str) -> None:
         """Nobody who comes later in this pass gets these, or comes beside the deployment if the two must not meet."""
-        self._beside.setdefault(node, Counter())[deployment] += 1
+        self._beside[node][deployment] += 1
         for device in exclusive(tuple(devices)):
-            self._taken.setdefault(node, {})[device] = f"{deployment}, which waits for it"
+            self._taken[node][device] = f"{deployment}, which waits for it"
             self._promised.add((node, device))
 
     def is_promised(self, node: str, device: str) -> bool:
@@ -197,13 +202,12 @@ class Room:
 
     def _last_epoch(self, name: str) -> int:
         """The highest that was placed or told of, also of what is dropped in this pass or was in an earlier one."""
-        told = (status.epoch for status in self._sight.statuses.get(name, ()))
         placed = (placement.epoch for placement in self._sight.placed.get(name, ()))
-        return max((*told, *placed, self._sight.moved.get(name, 0)))
+        return max((*placed, self._sight.newest_told.get(name, 0), self._sight.moved.get(name, 0)))
 
     def _add(self, placement: Placement) -> Placement:
         self._ids.add(placement.id)
-        self._beside.setdefault(placement.node, Counter())[placement.deployment] += 1
+        self._beside[placement.node][placement.deployment] += 1
         return self.put(placement)
 
     def _remove(self, placement: Placement) -> None:

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from deepinfer.control_plane.scheduler.fit import same_engine
 from deepinfer.fleet import keys
-from deepinfer.fleet.resources import Deployment, Node, NodeSettings, Phase, Placement, ReplicaStatus
+from deepinfer.fleet.resources import Deployment, Node, NodeSettings, Phase, Placement
 from deepinfer.fleet.rollout import Outcome, Rollout
 from deepinfer.fleet.snapshot import Snapshot
 
@@ -113,24 +113,23 @@ class Sight:
 
     def wants_it_elsewhere(self, placement: Placement) -> str:
         """Why it must leave its node, whatever its spec; empty if it need not."""
-        settings, node = self.settings.get(placement.node), self.verified.get(placement.node)
-        if settings is not None and settings.drain:
-            return f"node {placement.node} is drained"
-        if node is not None and node.leaving:
-            return f"node {placement.node} is leaving"
+        if why := self._given_up_nodes.get(placement.node):
+            return why
         if self.moved.get(placement.id) == placement.epoch:
             return "a better place was asked for"
         deployment = self.deployments.get(placement.deployment)
-        if deployment and node and (missing := missing_label(deployment.spec.node_selector, node)):
-            return f"node {placement.node} {missing}"
-        return ""
+        if deployment is None or not deployment.spec.node_selector:
+            return ""
+        node = self.verified.get(placement.node)
+        missing = missing_label(deployment.spec.node_selector, node) if node else ""
+        return f"node {placement.node} {missing}" if missing else ""
 
     @cached_property
-    def statuses(self) -> Mapping[str, list[ReplicaStatus]]:
-        """By placement id, of every node and epoch."""
-        found: dict[str, list[ReplicaStatus]] = {}
+    def newest_told(self) -> Mapping[str, int]:
+        """Placement id -> the highest epoch that any node tells of."""
+        found: dict[str, int] = {}
         for status in self.fleet.statuses:
-            found.setdefault(status.id, []).append(status)
+            found[status.id] = max(status.epoch, found.get(status.id, 0))
         return found
 
     @cached_property
@@ -153,6 +152,13 @@ class Sight:
     def moved(self) -> Mapping[str, int]:
         """Placement id -> the epoch that is to go elsewhere."""
         return {move.placement: move.epoch for move in self.fleet.moves}
+
+    @cached_property
+    def _given_up_nodes(self) -> Mapping[str, str]:
+        """Node -> why nothing is to stay there."""
+        leaving = {node.name: f"node {node.name} is leaving" for node in self.verified.values() if node.leaving}
+        drained = {s.node: f"node {s.node} is drained" for s in self.fleet.node_settings if s.drain}
+        return leaving | drained
 
     @cached_property
     def _alive(self) -> frozenset[str]:

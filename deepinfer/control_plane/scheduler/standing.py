@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from deepinfer.control_plane.scheduler.identity import placement_id
 from deepinfer.control_plane.scheduler.sight import Sight
@@ -35,6 +36,10 @@ class Standing:
         yield (Aspect.AVAILABLE, *self._available())
         yield (Aspect.DEGRADED, *self._degraded())
 
+    @cached_property
+    def _ready(self) -> int:
+        return sum(map(self.sight.is_ready, self.serving))
+
     def _accepted(self) -> tuple[bool, str, str]:
         rollout = self.rollout
         if rollout is None or rollout.outcome is not Outcome.ROLLED_BACK or rollout.good is None:
@@ -58,13 +63,13 @@ class Standing:
             return True, "Moving", "; ".join(leaving)
         if self.rollout is not None and self.rollout.outcome is Outcome.STALLED:
             return False, "Stalled", self.rollout.reason
-        if len(self.serving) == asked.spec.replicas and all(map(self.sight.is_ready, self.serving)):
+        if len(self.serving) == asked.spec.replicas == self._ready:
             return False, "Complete", ""
         return True, "Starting", "replicas are not ready yet"
 
     def _available(self) -> tuple[bool, str, str]:
         spec = self.sight.deployments[self.deployment.name].spec
-        ready = sum(map(self.sight.is_ready, self.serving))
+        ready = self._ready
         if spec.replicas == 0:
             return False, "NoReplicas", "it has 0 replicas"
         if ready >= max(1, spec.replicas - spec.rollout.max_unavailable):
@@ -110,8 +115,11 @@ def _since(standing: Standing, before: Conditions | None, now: str) -> Condition
     conditions = []
     for aspect, holds, reason, message in standing.conditions():
         old = last.get(aspect)
-        since = old.since if old and old.holds == holds else now
         text = message[:_LONGEST_MESSAGE]
+        if old and (old.holds, old.reason, old.message) == (holds, reason, text):
+            conditions.append(old)
+            continue
+        since = old.since if old and old.holds == holds else now
         conditions.append(Condition(aspect=aspect, holds=holds, reason=reason, message=text, since=since))
     return Conditions(
         deployment=deployment.name,
