@@ -30,7 +30,7 @@ from deepinfer.etcd.endpoints import (
     Method,
 )
 from deepinfer.etcd.errors import Ambiguous, EtcdError, LeaseGone, Unavailable, failure_of
-from deepinfer.etcd.lease import Lease
+from deepinfer.etcd.lease import RENEWALS, Lease
 from deepinfer.etcd.messages import KeyValue
 from deepinfer.etcd.namespace import Namespace
 from deepinfer.etcd.snapshot import Piece, snapshot
@@ -110,11 +110,11 @@ class Client:
         return self._namespace.batches(batches) if self._namespace.prefix else batches
 
     @contextlib.asynccontextmanager
-    async def lease(self, ttl_seconds: int) -> AsyncIterator[Lease]:
+    async def lease(self, ttl_seconds: int, renewals: int = RENEWALS) -> AsyncIterator[Lease]:
         """A lease that is renewed while the block runs, and revoked at its end."""
         lease = await self.expiry(ttl_seconds)
         try:
-            async with lease.kept_alive(self._endpoints):
+            async with lease.kept_alive(self._endpoints, renewals):
                 yield lease
         finally:
             # It ends by itself if this fails: nobody renews it any more.

@@ -20,8 +20,8 @@ from deepinfer.etcd.backoff import Backoff
 from deepinfer.etcd.endpoints import END_OF_STREAM, Endpoints, Stream
 from deepinfer.etcd.errors import EtcdError, Unavailable
 
-_RENEWALS = 6
-"""In a lease's time: one of 4 s outlives a holder that stands still for 3."""
+RENEWALS = 4
+"""In a lease's time: one that fails leaves time to try another endpoint twice."""
 
 log = logging.getLogger(__name__)
 
@@ -41,39 +41,40 @@ class Lease:
         return 0.0 if self.lost.is_set() else max(0.0, self._deadline - time.monotonic())
 
     @contextlib.asynccontextmanager
-    async def kept_alive(self, endpoints: Endpoints) -> AsyncIterator[None]:
-        """Renew while the block runs."""
-        renewing = asyncio.create_task(self._renew_until_lost(endpoints), name=f"lease {self.id:x}")
+    async def kept_alive(self, endpoints: Endpoints, renewals: int = RENEWALS) -> AsyncIterator[None]:
+        """Renew while the block runs, so often in the lease's time."""
+        rest = self.ttl_seconds / renewals
+        renewing = asyncio.create_task(self._renew_until_lost(endpoints, rest), name=f"lease {self.id:x}")
         try:
             yield
         finally:
             renewing.cancel()
             await asyncio.wait({renewing})
 
-    async def _renew_until_lost(self, endpoints: Endpoints) -> None:
+    async def _renew_until_lost(self, endpoints: Endpoints, rest: float) -> None:
         reason = "etcd has ended it"
         try:
             async with asyncio.timeout(self.seconds_left) as until_deadline:
-                await self._renew_until_ended(endpoints, until_deadline)
+                await self._renew_until_ended(endpoints, rest, until_deadline)
         except TimeoutError:
             reason = "no renewal was acknowledged in time"
         log.warning("lease %x is lost: %s", self.id, reason)
         self.lost.set()
 
-    async def _renew_until_ended(self, endpoints: Endpoints, until_deadline: asyncio.Timeout) -> None:
+    async def _renew_until_ended(self, endpoints: Endpoints, rest: float, until_deadline: asyncio.Timeout) -> None:
         """Returns when etcd says that the lease has ended; failures lead to the next endpoint."""
         backoff = Backoff(first=0.1, longest=min(1.0, self.ttl_seconds / 6))
         while True:
             connection = endpoints.current
             try:
-                return await self._renew_over(connection.keep_alive(), until_deadline)
+                return await self._renew_over(connection.keep_alive(), rest, until_deadline)
             except (aio.AioRpcError, asyncio.InvalidStateError, EtcdError, TimeoutError) as error:
                 cause = error.details() if isinstance(error, aio.AioRpcError) else str(error) or "no answer in time"
                 log.warning("renewing lease %x at %s failed: %s", self.id, connection.endpoint, cause)
             endpoints.leave(connection)
             await endpoints.rest(backoff)
 
-    async def _renew_over(self, stream: Stream, until_deadline: asyncio.Timeout) -> None:
+    async def _renew_over(self, stream: Stream, rest: float, until_deadline: asyncio.Timeout) -> None:
         try:
             while True:
                 sent = time.monotonic()
@@ -86,6 +87,6 @@ class Lease:
                     return
                 self._deadline = sent + answer.TTL
                 until_deadline.reschedule(asyncio.get_running_loop().time() + self.seconds_left)
-                await asyncio.sleep(self.ttl_seconds / _RENEWALS)
+                await asyncio.sleep(rest)
         finally:
             stream.cancel()

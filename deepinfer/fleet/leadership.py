@@ -22,7 +22,9 @@ from deepinfer.fleet.store import EtcdStore, Lease
 log = logging.getLogger(__name__)
 
 TTL_SECONDS = 4
-"""etcd ends a lease up to half a second late, so a dead leader is followed within 5 s. One that stalls 3 s leads on."""
+"""etcd ends a lease up to half a second late, so a dead leader is followed within 5 s."""
+RENEWALS = 6
+"""In that time, so that a leader that stands still for 3 s leads on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ async def lead(
     while not finished:
         try:
             await _wait_for_vacancy(store)
-            async with store.lease(ttl_seconds) as lease:
+            async with store.lease(ttl_seconds, RENEWALS) as lease:
                 leadership = await _claim(store, name, lease)
                 log.info("%s leads from revision %d on", name, leadership.revision)
                 backoff.reset()

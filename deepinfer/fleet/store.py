@@ -25,7 +25,7 @@ from deepinfer.etcd.errors import (
     NoSpace,
     Unavailable,
 )
-from deepinfer.etcd.lease import Lease
+from deepinfer.etcd.lease import RENEWALS, Lease
 from deepinfer.etcd.snapshot import Piece
 from deepinfer.etcd.watch import Batch
 from deepinfer.fleet import keys
@@ -148,11 +148,11 @@ class EtcdStore:
         return revision
 
     @contextlib.asynccontextmanager
-    async def lease(self, ttl_seconds: int) -> AsyncIterator[Lease]:
+    async def lease(self, ttl_seconds: int, renewals: int = RENEWALS) -> AsyncIterator[Lease]:
         """Kept alive while the block runs, revoked at its end. The block must watch `lease.lost` itself."""
         async with contextlib.AsyncExitStack() as stack:
             with self._errors_named():
-                lease = await stack.enter_async_context(self._client.lease(ttl_seconds))
+                lease = await stack.enter_async_context(self._client.lease(ttl_seconds, renewals))
             yield lease
 
     async def expiry(self, ttl_seconds: int) -> Lease:
