@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import http.client
 import os
+import re
 import shutil
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from deepinfer.fleet.embedded_etcd import newest_etcd, server_command
 from tests.fleet import free_port
 
 PEER = "http://127.0.0.1:2380"  # as `server_command` names the lone member
+_RECEIVED = "grpc_server_msg_received_total{"
+_METHOD = re.compile(r'grpc_method="(\w+)"')
 
 
 class EtcdProcess:
@@ -91,6 +95,11 @@ class EtcdProcess:
 
     def metric(self, name: str) -> float:
         return next(float(line.split()[1]) for line in self.http_get("/metrics").splitlines() if line.startswith(name))
+
+    def received(self) -> Counter[str]:
+        """How many messages came to it so far, by method: calls, and what was sent over open streams."""
+        told = [line for line in self.http_get("/metrics").splitlines() if line.startswith(_RECEIVED)]
+        return Counter({_METHOD.findall(line)[0]: int(float(line.split()[1])) for line in told})
 
     def _tool(self, name: str, *arguments: str) -> None:
         command = [str(newest_etcd().with_name(name)), *arguments]

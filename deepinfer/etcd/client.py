@@ -23,6 +23,7 @@ from deepinfer.etcd.endpoints import (
     LEASE_GRANT,
     LEASE_REVOKE,
     RANGE,
+    RANGES,
     STATUS,
     TXN,
     Connection,
@@ -64,19 +65,20 @@ class Client:
         """Where the next call goes."""
         return self._endpoints.current.endpoint
 
-    async def read_prefix(self, prefix: bytes, *, page: int = PAGE) -> tuple[list[KeyValue], int]:
-        """All keys that start with `prefix`, all at one revision, and that revision."""
+    async def read_prefixes(self, *prefixes: bytes, page: int = PAGE) -> tuple[list[KeyValue], int]:
+        """All keys that start with one of these, all at one revision, and that revision."""
+        limits = map(self._namespace.range_of, prefixes)
+        ranges = [pb.RangeRequest(key=start, range_end=end, limit=page) for start, end in limits]
+        first_pages, revision = await self._first_pages(ranges)
         found: list[KeyValue] = []
-        start, end = self._namespace.range_of(prefix)
-        revision = 0
-        while True:
-            request = pb.RangeRequest(key=start, range_end=end, limit=page, revision=revision)
-            answer = await self._call(RANGE, request)
-            revision = revision or answer.header.revision
+        for request, first in zip(ranges, first_pages, strict=True):
+            answer, request.revision = first, revision
             found.extend(map(self._key_value, answer.kvs))
-            if not answer.more:
-                return found, revision
-            start = answer.kvs[-1].key + b"\0"
+            while answer.more:
+                request.key = answer.kvs[-1].key + b"\0"
+                answer = await self._call(RANGE, request)
+                found.extend(map(self._key_value, answer.kvs))
+        return found, revision
 
     async def get(self, key: bytes) -> KeyValue | None:
         answer = await self._call(RANGE, pb.RangeRequest(key=self._namespace.outer(key)))
@@ -131,6 +133,15 @@ class Client:
         """End a lease now, and with it every key it holds."""
         with contextlib.suppress(LeaseGone):
             await self._call(LEASE_REVOKE, pb.LeaseRevokeRequest(ID=lease_id))
+
+    async def _first_pages(self, ranges: Sequence[Any]) -> tuple[Sequence[Any], int]:
+        """By one request, whatever their number."""
+        if len(ranges) == 1:
+            answer = await self._call(RANGE, ranges[0])
+            return [answer], answer.header.revision
+        together = pb.TxnRequest(success=[pb.RequestOp(request_range=each) for each in ranges])
+        answer = await self._call(RANGES, together)
+        return [part.response_range for part in answer.responses], answer.header.revision
 
     async def _call(self, method: Method, request: Any) -> Any:
         deadline = time.monotonic() + self._timeout

@@ -66,6 +66,7 @@ class Method:
 
 RANGE = Method("KV/Range", pb.RangeRequest, pb.RangeResponse, repeatable=True, tells_pace=True)
 TXN = Method("KV/Txn", pb.TxnRequest, pb.TxnResponse, repeatable=False, tells_pace=True)
+RANGES = Method("KV/Txn", pb.TxnRequest, pb.TxnResponse, repeatable=True, tells_pace=True)  # one that writes nothing
 COMPACT = Method("KV/Compact", pb.CompactionRequest, pb.CompactionResponse, repeatable=True)
 # A lease granted twice leaves one that nobody renews; it ends by itself.
 LEASE_GRANT = Method("Lease/LeaseGrant", pb.LeaseGrantRequest, pb.LeaseGrantResponse, repeatable=True)

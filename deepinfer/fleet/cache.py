@@ -47,7 +47,7 @@ class Cache:
     @property
     def reading(self) -> Reading:
         if self._reading is None or self._reading.revision != self.revision:
-            self._reading = Reading(self.revision, dict(self._entries), keys.FLEET)
+            self._reading = Reading(self.revision, dict(self._entries), (keys.FLEET,))
         return self._reading
 
     @property

@@ -14,11 +14,11 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Everything under `prefix` as it was at `revision`."""
+    """Everything under `prefixes` as it was at `revision`."""
 
     revision: int
     entries: Mapping[str, Entry]
-    prefix: str = ""
+    prefixes: tuple[str, ...] = ("",)
 
     @property
     def values(self) -> dict[str, bytes]:
@@ -26,8 +26,8 @@ class Reading:
 
     def mod_revision(self, key: str) -> int:
         """0 for a key that was absent."""
-        if not key.startswith(self.prefix):
-            raise ValueError(f"{key!r} is not part of a reading of {self.prefix!r}")
+        if not key.startswith(self.prefixes):
+            raise ValueError(f"{key!r} is not part of a reading of {', '.join(self.prefixes)}")
         entry = self.entries.get(key)
         return entry.mod_revision if entry else 0
 

@@ -108,14 +108,14 @@ class EtcdStore:
                 async for piece in pieces:
                     yield piece
 
-    async def read(self, prefix: str) -> Reading:
-        """All keys under `prefix`, all at one revision, however many there are."""
+    async def read(self, *prefixes: str) -> Reading:
+        """All keys under these, all at one revision, however many there are."""
         with self._errors_named():
             while True:
                 with contextlib.suppress(Compacted):  # while paging: that revision is gone, a newer one is as good
-                    found, revision = await self._client.read_prefix(prefix.encode())
+                    found, revision = await self._client.read_prefixes(*map(str.encode, prefixes))
                     break
-        return Reading(revision, {kv.key.decode(): Entry(kv.value, kv.mod_revision) for kv in found}, prefix)
+        return Reading(revision, {kv.key.decode(): Entry(kv.value, kv.mod_revision) for kv in found}, prefixes)
 
     async def view(self) -> View:
         """The whole fleet, read now."""

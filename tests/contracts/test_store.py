@@ -10,7 +10,7 @@ import pytest
 from deepinfer.etcd.client import Client
 from deepinfer.fleet.errors import LeaseLost, StoreConflict, StoreUnavailable
 from deepinfer.fleet.store import EtcdStore, Reading
-from tests.etcd_process import FaultProxy
+from tests.etcd_process import EtcdProcess, FaultProxy
 from tests.fleet import free_port
 
 ROOT = "/deepinfer/"
@@ -82,10 +82,34 @@ async def test_many_keys_are_written_in_batches_and_read_in_pages_at_one_revisio
 async def test_pages_are_of_one_revision_although_others_write_meanwhile(etcd: str, store: EtcdStore) -> None:
     await store.commit({f"/deepinfer/{i:03}": b"old" for i in range(200)})
     async with Client([etcd]) as client, asyncio.TaskGroup() as tasks:
-        reading = tasks.create_task(client.read_prefix(b"/deepinfer/", page=1))
+        reading = tasks.create_task(client.read_prefixes(b"/deepinfer/", page=1))
         tasks.create_task(store.commit({f"/deepinfer/{i:03}": b"new" for i in range(200, 99, -1)}))
     found, revision = reading.result()
     assert len(found) >= 200
+    assert all(kv.mod_revision <= revision for kv in found)
+
+
+async def test_several_prefixes_are_read_by_one_request_at_one_revision(own_etcd: EtcdProcess) -> None:
+    async with EtcdStore.connect([own_etcd.endpoint]) as store:
+        await store.commit({"/deepinfer/a/1": b"1", "/deepinfer/b/1": b"2", "/deepinfer/c/1": b"3"})
+        before = own_etcd.received()
+        reading = await store.read("/deepinfer/a/", "/deepinfer/c/", "/deepinfer/nothing/")
+        assert own_etcd.received() - before == {"Txn": 1}
+        assert reading.values == {"/deepinfer/a/1": b"1", "/deepinfer/c/1": b"3"}
+        await store.commit({"/deepinfer/c/1": None}, if_unchanged=reading)
+        with pytest.raises(ValueError, match="/deepinfer/b/1"):
+            reading.mod_revision("/deepinfer/b/1")
+
+
+async def test_several_prefixes_are_read_in_pages_of_one_revision(etcd: str, store: EtcdStore) -> None:
+    wanted = {f"/deepinfer/{part}/{i:02}": b"old" for part in "ab" for i in range(20)}
+    await store.commit(wanted)
+    async with Client([etcd]) as client, asyncio.TaskGroup() as tasks:
+        reading = tasks.create_task(client.read_prefixes(b"/deepinfer/a/", b"/deepinfer/b/", page=1))
+        tasks.create_task(store.commit({f"/deepinfer/b/{i:02}": b"new" for i in range(40)}))
+    found, revision = reading.result()
+    assert len(found) in (40, 60)
+    assert len({kv.key for kv in found}) == len(found)
     assert all(kv.mod_revision <= revision for kv in found)
 
 

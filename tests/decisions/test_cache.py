@@ -45,7 +45,7 @@ class Store:
 
     @property
     def reading(self) -> Reading:
-        return Reading(self.revision, dict(self.entries), keys.FLEET)
+        return Reading(self.revision, dict(self.entries), (keys.FLEET,))
 
 
 def agrees(cache: Cache, store: Store) -> None:
