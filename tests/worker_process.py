@@ -97,3 +97,13 @@ def in_phase(placement: Placement, phase: Phase) -> Callable[[Snapshot], Replica
         return status if status and status.phase is phase else None
 
     return look
+
+
+def telling(placement: Placement, *words: str) -> Callable[[Snapshot], ReplicaStatus | None]:
+    """What broke is told twice: at once, and when its end is verified, then with "trying again" and without a pid."""
+
+    def look(fleet: Snapshot) -> ReplicaStatus | None:
+        status = fleet.status_of(placement)
+        return status if status and all(each in status.message for each in words) else None
+
+    return look

@@ -23,7 +23,7 @@ from deepinfer.fleet.store import EtcdStore
 from tests.alive import is_alive
 from tests.fleet_values import placement
 from tests.memory_limit import memory_limit
-from tests.worker_process import Worker, in_phase, put, until
+from tests.worker_process import Worker, in_phase, put, telling, until
 
 HOLD = """
 import fcntl, os, sys, time
@@ -63,14 +63,6 @@ def ready_again(wanted: Placement, old: ReplicaStatus) -> Callable[[Snapshot], R
     return look
 
 
-def telling(wanted: Placement, words: str) -> Callable[[Snapshot], ReplicaStatus | None]:
-    def look(fleet: Snapshot) -> ReplicaStatus | None:
-        status = fleet.status_of(wanted)
-        return status if status and words in status.message else None
-
-    return look
-
-
 def lock_of(worker: Worker, device: str = "sim-0") -> Path:
     return worker.home / worker.state / worker.name / "devices" / device
 
@@ -97,7 +89,7 @@ async def test_a_shim_that_hangs_is_killed_and_replaced(worker: Worker, store: E
     old = await ready(worker, store, ON_DEVICE)
     assert old.pid is not None
     os.kill(old.pid, signal.SIGSTOP)
-    told = await until(store, telling(ON_DEVICE, "It did not answer for"), 60)
+    told = await until(store, telling(ON_DEVICE, "It did not answer for", "trying again"), 60)
     assert told.phase is Phase.RESTARTING and told.endpoint is None
     assert not is_alive(old.pid)
     await until(store, ready_again(ON_DEVICE, old))
@@ -165,8 +157,9 @@ async def test_an_engine_that_the_kernel_kills_for_its_memory_says_so(worker: Wo
     with memory_limit(512 << 20) as limit:
         limit.take(worker.process.process.pid)
         await put(store, greedy)
-        told = await until(store, in_phase(greedy, Phase.FAILED))
-        assert "out of memory: the kernel killed it (memory cgroup /deepinfer-test-" in told.message
+        words = "out of memory: the kernel killed it (memory cgroup /deepinfer-test-"
+        told = await until(store, telling(greedy, words, "trying again"))
+        assert told.phase is Phase.FAILED
         assert "limit 0.5 GiB" in told.message
         assert worker.process.process.returncode is None  # the engine was offered first
         await worker.clean_up()
@@ -176,7 +169,7 @@ async def test_a_kill_is_not_taken_for_want_of_memory(worker: Worker, store: Etc
     old = await ready(worker, store, simulated())
     assert old.pid is not None
     os.kill(old.pid, signal.SIGKILL)
-    told = await until(store, telling(simulated(), "was killed by SIGKILL"))
+    told = await until(store, telling(simulated(), "was killed by SIGKILL", "trying again"))
     assert "out of memory" not in told.message
 
 

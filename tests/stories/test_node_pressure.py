@@ -24,7 +24,7 @@ from tests.alive import is_alive
 from tests.fleet_values import placement
 from tests.memory_limit import MemoryLimit, memory_limit
 from tests.small_disk import SmallDisk, small_disk
-from tests.worker_process import Worker, in_phase, put, until
+from tests.worker_process import Worker, in_phase, put, telling, until
 
 HOLD_MEMORY = "kept = b'1' * int(input()); print('held', flush=True); input()"
 
@@ -56,14 +56,6 @@ def pressed(words: str) -> Callable[[Snapshot], Node | None]:
 
 def relieved(fleet: Snapshot) -> Node | None:
     return next((node for node in fleet.nodes if not node.pressure), None)
-
-
-def telling(wanted: Placement, words: str) -> Callable[[Snapshot], ReplicaStatus | None]:
-    def look(fleet: Snapshot) -> ReplicaStatus | None:
-        status = fleet.status_of(wanted)
-        return status if status and words in status.message else None
-
-    return look
 
 
 @contextmanager
@@ -137,8 +129,8 @@ async def test_what_cannot_be_started_for_want_of_room_says_so_and_starts_once_t
     disk.fill()
     await put(store, NEW)
     file = disk.folder / "node-1/engines" / NEW.id / "launch.json"
-    told = await until(store, telling(NEW, f"The disk is full: {file} cannot be written; make room there"))
-    assert "trying again" in told.message
+    full = f"The disk is full: {file} cannot be written; make room there"
+    await until(store, telling(NEW, full, "trying again"))
     disk.make_room()
     await until(store, in_phase(NEW, Phase.READY))
     assert worker.process is not None and worker.process.process.returncode is None
