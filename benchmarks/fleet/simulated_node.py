@@ -13,11 +13,12 @@ from pathlib import Path
 from benchmarks.fleet.telling import tell
 from deepinfer.agent.launching import LaunchedEngine
 from deepinfer.agent.membership import Membership
-from deepinfer.agent.node_agent import Known, NodeAgent
+from deepinfer.agent.node_agent import NodeAgent
 from deepinfer.agent.plan import Stage
 from deepinfer.agent.replica import Replica
 from deepinfer.agent.simulated_devices import simulated_devices
 from deepinfer.engine_environments.installed import own_engines
+from deepinfer.etcd.watch import nobody_asks
 from deepinfer.fleet.config import WorkerConfig
 from deepinfer.fleet.resources import Node, Phase, Placement
 from deepinfer.fleet.spec import DeploymentSpec
@@ -63,13 +64,13 @@ class SimulatedAgent(NodeAgent):
         super().__init__(name, config, folder, {}, _no_files, membership=Membership(folder))
         self._shown: set[tuple[str, int]] = set()
 
-    async def _read(self, store: EtcdStore) -> Known:
-        known = await super()._read(store)
-        shown = {(placement.deployment, placement.generation) for placement in known.wanted.placements}
+    def _act(self, tasks: asyncio.TaskGroup) -> set[str]:
+        placements = self._own.known.wanted.placements if self._own.known else ()
+        shown = {(placement.deployment, placement.generation) for placement in placements}
         for deployment, generation in shown - self._shown:
             tell(deployment=deployment, generation=generation)
         self._shown |= shown
-        return known
+        return super()._act(tasks)
 
     def _replica(self, placement_id: str) -> Replica:
         if placement_id not in self._replicas:
@@ -80,8 +81,8 @@ class SimulatedAgent(NodeAgent):
 class TellingStore(EtcdStore):
     """Tells how far each of its watches has come."""
 
-    async def changes(self, prefix: str) -> AsyncGenerator[int, None]:
-        async with aclosing(super().changes(prefix)) as revisions:
+    async def changes(self, prefix: str, connected: Callable[[bool], None] = nobody_asks) -> AsyncGenerator[int, None]:
+        async with aclosing(super().changes(prefix, connected)) as revisions:
             async for revision in revisions:
                 tell(watch=prefix, revision=revision)
                 yield revision

@@ -44,7 +44,7 @@ from deepinfer.fleet import keys, places
 from deepinfer.fleet.config import Config, WorkerConfig
 from deepinfer.fleet.convergence import keep_converging
 from deepinfer.fleet.entry import run_process
-from deepinfer.fleet.errors import AnotherFleet, StoreUnavailable
+from deepinfer.fleet.errors import AnotherFleet, StoreConflict, StoreUnavailable
 from deepinfer.fleet.oom_score import spare_this_process
 from deepinfer.fleet.resources import Node
 from deepinfer.fleet.spec import Backend
@@ -185,8 +185,8 @@ async def follow_the_fleet(
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(stay_registered(store, record, config.worker.lease_seconds, registered))
         await registered.wait()  # until then another worker may have this name, and these placements
-        tasks.create_task(store.follow(keys.placement(record.node.name, ""), agent.changed))
-        tasks.create_task(store.follow(keys.IDENTITY, agent.changed))
+        tasks.create_task(agent.follow(store, keys.placement(record.node.name, "")))
+        tasks.create_task(agent.follow(store, keys.IDENTITY))
         tasks.create_task(keep_converging(lambda: agent.converge(store, lives), agent.changed))
         print(f"deepinfer worker {record.node.name}: ready", flush=True)
 
@@ -203,7 +203,7 @@ async def _stop_engines(agent: NodeAgent, config: Config, stop: StopRequest) -> 
     try:
         async with EtcdStore.connect(config.etcd.addresses, access=access_of(config.etcd)) as store:
             await agent.report(store)
-    except (StoreUnavailable, AnotherFleet) as error:
+    except (StoreUnavailable, StoreConflict, AnotherFleet) as error:
         log.warning("the engines are stopped, but that could not be told: %s", error)
 
 

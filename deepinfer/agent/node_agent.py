@@ -10,20 +10,19 @@ import asyncio
 import logging
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import aclosing
 from pathlib import Path
 
 from deepinfer.agent.engine_folders import is_placement_id
 from deepinfer.agent.launching import Launcher, Mark
 from deepinfer.agent.membership import Membership
-from deepinfer.agent.plan import Forget, Hold, Situation, Start, Stop, Wait, Wanted, plan
+from deepinfer.agent.own_keys import OwnKeys
+from deepinfer.agent.plan import Forget, Hold, Situation, Start, Stop, Wait, plan
 from deepinfer.agent.replica import Replica
 from deepinfer.agent.workshop import ModelFiles, Workshop
-from deepinfer.fleet import keys
 from deepinfer.fleet.config import WorkerConfig
-from deepinfer.fleet.errors import AnotherFleet, StoreFull, StoreUnavailable
-from deepinfer.fleet.resources import Intent, ReplicaStatus
-from deepinfer.fleet.snapshot import Snapshot, snapshot_of
+from deepinfer.fleet.errors import AnotherFleet, StoreUnavailable
+from deepinfer.fleet.resources import Intent
 from deepinfer.fleet.spec import Backend
 from deepinfer.fleet.store import EtcdStore
 
@@ -31,15 +30,6 @@ _MESSAGE_SECONDS = 1.0  # progress messages reach the store this often at most
 _STORE_AGAIN_SECONDS = 2.0
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Known:
-    """One reading of the store, as far as it concerns this node."""
-
-    wanted: Wanted
-    statuses: Mapping[str, ReplicaStatus]  # by id, readable ones
-    status_entries: Mapping[str, bytes]
 
 
 class NodeAgent:
@@ -57,11 +47,9 @@ class NodeAgent:
     ) -> None:
         self.changed = asyncio.Event()
         self.passed = asyncio.Event()  # set after every pass
-        self._node = node
-        self._membership = membership
+        self._own = OwnKeys(node, membership)
         self._workshop = Workshop(node, config, engines, launchers, model_files, self._in_charge, self._told)
         self._replicas: dict[str, Replica] = {}
-        self._known: Known | None = None
         self._closed: tuple[str, ...] = ()
         self._store_lost = False
         self._alarm: asyncio.TimerHandle | None = None
@@ -69,7 +57,7 @@ class NodeAgent:
     @property
     def holds(self) -> tuple[str, ...]:
         """Every placement that is to serve here, or of which something is still here."""
-        wanted = self._known.wanted.placements if self._known else ()
+        wanted = self._own.known.wanted.placements if self._own.known else ()
         return tuple(sorted({p.id for p in wanted if p.intent is Intent.SERVE} | self._replicas.keys()))
 
     def close(self, reasons: tuple[str, ...]) -> None:
@@ -93,6 +81,18 @@ class NodeAgent:
                 log.warning("ending what an earlier run left of %s (process %d)", engine.mark, engine.pid)
                 await engine.kill()
 
+    async def follow(self, store: EtcdStore, prefix: str) -> None:
+        """Look again whenever something changed there. Never returns."""
+
+        def doubt_a_break(is_connected: bool) -> None:
+            if not is_connected:
+                self._own.doubt()
+
+        async with aclosing(store.changes(prefix, doubt_a_break)) as changes:
+            async for _ in changes:
+                self._own.doubt()
+                self.changed.set()
+
     async def converge(self, store: EtcdStore, tasks: asyncio.TaskGroup) -> None:
         """One pass. Without the store it acts on the last reading, and looks again soon."""
         await self._pass(store, tasks)
@@ -100,16 +100,15 @@ class NodeAgent:
 
     async def _pass(self, store: EtcdStore, tasks: asyncio.TaskGroup) -> None:
         try:
-            known = await self._read(store)
+            await self._own.read(store)
         except (StoreUnavailable, AnotherFleet) as error:
             self._store_is_lost(error)
             self._act(tasks)
             return
-        self._known = known
         forgotten = self._act(tasks)
         try:
-            await self._report(store, known, forgotten)
-        except (StoreUnavailable, StoreFull) as error:
+            await self._report(store, forgotten)
+        except (StoreUnavailable, AnotherFleet) as error:
             self._store_is_lost(error)
         else:
             self._store_lost = False
@@ -132,27 +131,19 @@ class NodeAgent:
 
     async def report(self, store: EtcdStore) -> None:
         """Only tell how things stand."""
-        await self._report(store, await self._read(store), set())
+        await self._report(store, set())
 
     async def _hurry_all(self, hurry: asyncio.Event) -> None:
         await hurry.wait()
         for replica in self._replicas.values():
             replica.stop(hurry=True)
 
-    async def _read(self, store: EtcdStore) -> Known:
-        """Raises `AnotherFleet` if this store is not to be obeyed."""
-        placements = (await store.read(keys.placement(self._node, ""))).values
-        statuses = (await store.read(keys.status(self._node, ""))).values
-        # Last: a store that was exchanged before the placements were read still tells so.
-        self._membership.check((await store.read(keys.IDENTITY)).values.get(keys.IDENTITY))
-        return _known(snapshot_of({**placements, **statuses}), self._node, statuses)
-
     def _act(self, tasks: asyncio.TaskGroup) -> set[str]:
         """Start, stop and forget; answers the ids that are to have no status any more."""
         loop = asyncio.get_running_loop()
         self._remember_counts()
         seen = {placement_id: replica.seen for placement_id, replica in self._replicas.items()}
-        wanted = self._known.wanted if self._known else None
+        wanted = self._own.known.wanted if self._own.known else None
         forgotten = set()
         for action in plan(Situation(loop.time(), wanted, seen, self._closed)):
             match action:
@@ -172,7 +163,7 @@ class NodeAgent:
 
     def _replica(self, placement_id: str) -> Replica:
         if placement_id not in self._replicas:
-            last = self._known.statuses.get(placement_id) if self._known else None
+            last = self._own.known.statuses.get(placement_id) if self._own.known else None
             self._replicas[placement_id] = Replica(placement_id, self._workshop, last)
         return self._replicas[placement_id]
 
@@ -180,22 +171,17 @@ class NodeAgent:
         return frozenset(replica.mark for replica in self._replicas.values() if replica.mark is not None)
 
     def _remember_counts(self) -> None:
-        if self._known is not None:
+        if self._own.known is not None:
             for placement_id, replica in self._replicas.items():
-                replica.remember(self._known.statuses.get(placement_id))
+                replica.remember(self._own.known.statuses.get(placement_id))
 
     def _forget(self, placement_id: str) -> None:
         self._replicas.pop(placement_id, None)
         if is_placement_id(placement_id):
             shutil.rmtree(self._workshop.folder(placement_id), ignore_errors=True)
 
-    async def _report(self, store: EtcdStore, known: Known, forgotten: set[str]) -> None:
-        statuses = {r.id: r.status.to_json() for r in self._replicas.values() if r.status is not None}
-        wanted = {keys.status(self._node, placement_id): status for placement_id, status in statuses.items()}
-        gone = {keys.status(self._node, placement_id): None for placement_id in forgotten}
-        puts = {**{k: v for k, v in wanted.items() if known.status_entries.get(k) != v}, **gone}
-        if puts:
-            await store.commit(puts)
+    async def _report(self, store: EtcdStore, forgotten: set[str]) -> None:
+        await self._own.tell(store, [r.status for r in self._replicas.values() if r.status is not None], forgotten)
 
     def _store_is_lost(self, error: Exception) -> None:
         if not self._store_lost:
@@ -221,17 +207,3 @@ class NodeAgent:
     def _ring(self) -> None:
         self._alarm = None
         self.changed.set()
-
-
-def _known(fleet: Snapshot, node: str, status_entries: Mapping[str, bytes]) -> Known:
-    ours, prefix = keys.placement(node, ""), keys.status(node, "")
-    good = tuple(p for p in fleet.placements if p.node == node and is_placement_id(p.id))
-    unreadable = {key.removeprefix(ours) for key in fleet.unreadable if key.startswith(ours)}
-    unreadable |= {p.id for p in fleet.placements} - {p.id for p in good}
-    for key in fleet.unreadable:
-        log.warning("%s cannot be understood and is left as it is: %s", key, fleet.unreadable[key])
-    return Known(
-        wanted=Wanted(good, frozenset(unreadable), frozenset(key.removeprefix(prefix) for key in status_entries)),
-        statuses={status.id: status for status in fleet.statuses},
-        status_entries=status_entries,
-    )

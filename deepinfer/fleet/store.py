@@ -6,7 +6,6 @@ The only module that knows the etcd client. Errors leave it as `StoreConflict` (
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ from deepinfer.etcd.errors import (
 )
 from deepinfer.etcd.lease import RENEWALS, Lease
 from deepinfer.etcd.snapshot import Piece
-from deepinfer.etcd.watch import Batch
+from deepinfer.etcd.watch import Batch, nobody_asks
 from deepinfer.fleet import keys
 from deepinfer.fleet.errors import (
     HistoryGone,
@@ -160,15 +159,16 @@ class EtcdStore:
         with self._errors_named():
             return await self._client.expiry(ttl_seconds)
 
-    async def changes(self, prefix: str) -> AsyncGenerator[int, None]:
+    async def changes(self, prefix: str, connected: Callable[[bool], None] = nobody_asks) -> AsyncGenerator[int, None]:
         """Yield a revision once the watch is set up, and after every change under `prefix`; for ever, over any failure.
 
-        A reason to look, no more: one item may stand for many changes. Use it in `contextlib.aclosing`.
+        A reason to look, no more: one item may stand for many changes. `connected` hears of each break and its end.
+        Use it in `contextlib.aclosing`.
         """
         backoff = Backoff(first=0.5, longest=10.0)
         while True:
             try:
-                async with contextlib.aclosing(self._client.watch(prefix.encode())) as batches:
+                async with contextlib.aclosing(self._client.watch(prefix.encode(), connected=connected)) as batches:
                     async for batch in batches:
                         backoff.reset()
                         yield batch.revision
@@ -194,12 +194,6 @@ class EtcdStore:
             raise HistoryGone(f"The watch of {prefix} cannot go on: {error}.") from error
         except EtcdError as error:
             raise StoreRefused(f"etcd at {self._endpoints} refuses to watch {prefix}: {error}.") from error
-
-    async def follow(self, prefix: str, changed: asyncio.Event) -> None:
-        """Set `changed` whenever something under `prefix` may have changed. Never returns."""
-        async with contextlib.aclosing(self.changes(prefix)) as revisions:
-            async for _ in revisions:
-                changed.set()
 
     async def _commit_batch(self, batch: _Batch) -> int:
         try:

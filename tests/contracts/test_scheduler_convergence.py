@@ -123,12 +123,16 @@ async def test_two_control_planes_make_one_plan_and_the_survivor_goes_on(store: 
     news = asyncio.Event()
     events: asyncio.Queue[str] = asyncio.Queue()
 
+    async def follow() -> None:
+        async for _ in store.changes(keys.FLEET):
+            news.set()
+
     async def work(leadership: Leadership) -> None:
         events.put_nowait(leadership.name)
         await keep_converging(partial(converge, store, leadership), news)
 
     async with asyncio.TaskGroup() as tasks:
-        follower = tasks.create_task(store.follow(keys.FLEET, news))
+        follower = tasks.create_task(follow())
         planes = {name: tasks.create_task(lead(store, name, work)) for name in ("one", "two")}
         first = await events.get()
         planes.pop(first).cancel()

@@ -1,0 +1,135 @@
+"""What a node knows of the store, on a real etcd: when it asks again, and into which store it never writes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from deepinfer.agent.membership import Membership
+from deepinfer.agent.node_agent import NodeAgent
+from deepinfer.agent.own_keys import OwnKeys
+from deepinfer.fleet import keys
+from deepinfer.fleet.config import WorkerConfig
+from deepinfer.fleet.errors import AnotherFleet, StoreConflict, StoreUnavailable
+from deepinfer.fleet.identity import FleetIdentity
+from deepinfer.fleet.resources import Phase
+from deepinfer.fleet.spec import DeploymentSpec
+from deepinfer.fleet.store import EtcdStore
+from tests.etcd_process import EtcdProcess, FaultProxy
+from tests.fleet_values import placement, status
+
+OURS = FleetIdentity(id="a" * 16, schema=1).to_json()
+THEIRS = FleetIdentity(id="b" * 16, schema=1).to_json()
+CHAT = placement()
+STATUS = keys.status("node-1", CHAT.id)
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> OwnKeys:
+    return OwnKeys("node-1", Membership(tmp_path))
+
+
+async def put_chat(store: EtcdStore) -> None:
+    await store.commit({keys.IDENTITY: OURS, keys.placement("node-1", CHAT.id): CHAT.to_json()})
+
+
+async def test_what_was_read_and_written_is_not_asked_again(own_etcd: EtcdProcess, own: OwnKeys) -> None:
+    async with EtcdStore.connect([own_etcd.endpoint]) as store:
+        await put_chat(store)
+        before = own_etcd.received()
+        first = await own.read(store)
+        assert (first.wanted.placements, first.wanted.reported) == ((CHAT,), frozenset())
+        await own.tell(store, [status(phase=Phase.STARTING)], ())
+        await own.tell(store, [status()], ())
+        await own.tell(store, [status()], ())
+        known = await own.read(store)
+        assert own_etcd.received() - before == {"Txn": 1 + 2}  # one reading, two statuses
+        assert known.statuses == {CHAT.id: status()} and known.wanted.reported == {CHAT.id}
+        await own.tell(store, (), [CHAT.id])
+        assert (await own.read(store)) == first
+        own.doubt()
+        assert (await own.read(store)) == first
+
+
+async def test_another_connection_is_asked_anew(etcd: str, store: EtcdStore, own: OwnKeys) -> None:
+    await own.read(store)
+    await put_chat(store)
+    async with EtcdStore.connect([etcd]) as another:
+        assert (await own.read(another)).wanted.placements == (CHAT,)
+
+
+async def test_a_store_that_became_another_fleets_is_not_written_to(store: EtcdStore, own: OwnKeys) -> None:
+    await put_chat(store)
+    await own.read(store)
+    await store.commit({keys.IDENTITY: THEIRS})
+    with pytest.raises(StoreConflict, match=keys.IDENTITY):
+        await own.tell(store, [status()], ())
+    with pytest.raises(AnotherFleet):
+        await own.tell(store, [status()], ())
+    assert STATUS not in (await store.read(keys.FLEET)).entries
+    assert own.known is not None and own.known.wanted.placements == (CHAT,)
+
+
+async def test_a_write_without_an_answer_is_a_reason_to_read(etcd: str, store: EtcdStore, own: OwnKeys) -> None:
+    proxy = FaultProxy(etcd)
+    async with proxy.running(), EtcdStore.connect([proxy.endpoint], timeout=1) as ours:
+        await put_chat(store)
+        await own.read(ours)
+        proxy.block()
+        with pytest.raises(StoreUnavailable):
+            await own.tell(ours, [status()], ())
+        proxy.heal()
+        await store.commit({STATUS: b"theirs"})
+        await own.tell(ours, [status()], ())
+    assert (await store.read(STATUS)).values[STATUS] == status().to_json()
+
+
+@asynccontextmanager
+async def followed(agent: NodeAgent, store: EtcdStore) -> AsyncIterator[asyncio.TaskGroup]:
+    """As a worker does; the first news, that a watch is set up, has come."""
+    async with asyncio.TaskGroup() as tasks:
+        following = tasks.create_task(agent.follow(store, keys.placement("node-1", "")))
+        await agent.changed.wait()
+        yield tasks
+        following.cancel()
+
+
+async def no_files(spec: DeploymentSpec, progress: object) -> Path | None:
+    return None
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> NodeAgent:
+    """It may start nothing."""
+    agent = NodeAgent("node-1", WorkerConfig(), tmp_path, {}, no_files, membership=Membership(tmp_path))
+    agent.close(("of a test",))
+    agent.changed.clear()
+    return agent
+
+
+async def test_a_change_and_a_break_of_the_watch_are_reasons_to_read(own_etcd: EtcdProcess, agent: NodeAgent) -> None:
+    proxy = FaultProxy(own_etcd.endpoint)
+    async with (
+        EtcdStore.connect([own_etcd.endpoint]) as store,
+        proxy.running(),
+        EtcdStore.connect([proxy.endpoint]) as ours,
+        followed(agent, ours) as tasks,
+    ):
+        await agent.converge(ours, tasks)
+        assert not agent.holds
+        agent.changed.clear()
+        await put_chat(store)
+        await agent.changed.wait()
+        await agent.converge(ours, tasks)
+        assert agent.holds == (CHAT.id,)
+
+        await store.commit({STATUS: None})  # as after a restore; this watch does not tell of it
+        await agent.converge(ours, tasks)
+        assert STATUS not in (await store.read(STATUS)).entries
+        proxy.cut()
+        while STATUS not in (await store.read(STATUS)).entries:
+            await agent.converge(ours, tasks)
