@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ import httpx
 from deepinfer.control_plane.gateway.server import listening
 from deepinfer.control_plane.management.app import management_app
 from deepinfer.control_plane.scheduler.foresight import with_agents_work
-from deepinfer.control_plane.scheduler.scheduler import Scheduler
+from deepinfer.control_plane.scheduler.scheduler import Scheduler, Surroundings, never_looked
 from deepinfer.fleet import keys
 from deepinfer.fleet.leadership import Leadership
 from deepinfer.fleet.mirror import Mirror
@@ -20,12 +20,14 @@ from deepinfer.fleet.snapshot import Snapshot
 from deepinfer.fleet.store import EtcdStore
 from tests.fleet_values import installed
 
+Answering = Callable[[], frozenset[tuple[str, int]] | None]
+
 
 @asynccontextmanager
-async def serving(store: EtcdStore) -> AsyncIterator[httpx.AsyncClient]:
+async def serving(store: EtcdStore, answering: Answering = never_looked) -> AsyncIterator[httpx.AsyncClient]:
     async with (
         Mirror.following(store) as mirror,
-        listening(management_app(lambda: mirror), "127.0.0.1", 0) as port,
+        listening(management_app(lambda: mirror, answering), "127.0.0.1", 0) as port,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
     ):
         yield client
@@ -62,10 +64,10 @@ class Passes:
         self.scheduler = scheduler
 
     @classmethod
-    async def of(cls, store: EtcdStore) -> Passes:
+    async def of(cls, store: EtcdStore, answering: Answering = never_looked) -> Passes:
         """Leading as `lead` claims it, without its lease."""
         leadership = Leadership("me", await store.commit({keys.LEADER: b"me"}))
-        return cls(store, Scheduler(store, leadership))
+        return cls(store, Scheduler(store, leadership, Surroundings(answering)))
 
     async def fleet(self) -> Snapshot:
         return (await self._store.view()).fleet

@@ -69,7 +69,7 @@ async def run(config: Config) -> None:
     asked_to_stop = _stop_signal()
     connection = Connection()
     async with Replicas() as replicas:
-        gateway = Gateway(replicas, management_app(connection))
+        gateway = Gateway(replicas, management_app(connection, replicas.answering))
         async with listening(gateway, config.serve.host, config.serve.port) as port:
             ready_line = f"deepinfer serve: ready at {_url(config.serve.host, port)}"
             await _run_until(asked_to_stop, _run_fleet(config, connection, replicas, ready_line))

@@ -80,6 +80,23 @@ async def test_a_dry_run_tells_what_stops_and_what_is_refused_elsewhere(api: htt
     assert [(r["deployment"], sorted(r["reasons"])) for r in foreseen["refused"]] == [("unimportant", ["a", "b"])]
 
 
+async def test_a_dry_run_counts_on_an_engine_that_answers_from_a_lost_node(store: EtcdStore, passes: Passes) -> None:
+    answering: set[tuple[str, int]] = set()
+    async with serving(store, lambda: frozenset(answering)) as api:
+        await api.post("/v1/deployments", json=SIM)
+        answering |= {(p.id, p.epoch) for p in (await passes.settle()).placements}
+        await store.commit({keys.node("b"): None})
+        await api.post("/v1/nodes/b/lost")
+        leader = await Passes.of(store, lambda: frozenset(answering))
+        assert ("b", Intent.SERVE) in [(p.node, p.intent) for p in (await leader.settle()).placements]
+        dry_run = (await api.patch(CHAT, json={"replicas": 3}, params={"dry_run": "true"})).json()
+        foreseen = dry_run["foreseen"]
+        assert ([r["node"] for r in foreseen["kept"]], foreseen["stopped"]) == (["a", "b"], [])
+        assert {r["node"]: r["why"] for r in dry_run["explanation"]["replicas"]}["b"].startswith("stays: ")
+        await api.patch(CHAT, json={"replicas": 3})
+        assert await placed(leader, "chat") == sorted(places(foreseen["kept"]) + places(foreseen["started"]))
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "code"),
     [

@@ -172,6 +172,15 @@ def test_every_history_comes_to_rest_as_was_asked_or_with_a_refusal(events: list
         assert d.name in refused or len(serving) == d.spec.replicas
 
 
+@settings(max_examples=60, deadline=None)
+@given(HISTORIES)
+def test_a_gateway_that_has_looked_foresees_the_same_end_where_all_engines_answer(events: list[Event]) -> None:
+    fleet = lived(events)
+    alive = {n.name for n in fleet.nodes}
+    ready_there = ((s.id, s.epoch) for s in fleet.statuses if s.phase is Phase.READY and s.node in alive)
+    assert foreseen(fleet, Outlook(answering=frozenset(ready_there))) == foreseen(fleet)
+
+
 @settings(max_examples=100, deadline=None)
 @given(HISTORIES, st.integers(1, 3))
 def test_one_more_node_makes_nothing_worse_and_moves_nothing(events: list[Event], cuda: int) -> None:
@@ -245,3 +254,19 @@ def test_an_engine_that_answers_is_not_lost_with_its_agent() -> None:
     back = dataclasses.replace(planned(away, moved), nodes=fleet.nodes)
     ended = dataclasses.replace(back, statuses=tuple(s for s in back.statuses if s.node != "b"))
     assert [p.node for p in plan(ended).placements] == ["a", "a"]
+
+
+def test_a_rollout_is_foreseen_to_its_end_by_a_gateway_that_has_looked() -> None:
+    fleet = Snapshot(deployments=(deployment(replicas=2),), nodes=(node("a"), node("b")))
+    fleet = with_agents_work(planned(fleet, plan(fleet)))
+    answering = frozenset((p.id, p.epoch) for p in fleet.placements)
+    changed = dataclasses.replace(fleet, deployments=(deployment(replicas=2, generation=2, max_model_len=64),))
+    end = foreseen(changed, Outlook(answering=answering)).plan
+    assert [(p.generation, p.intent) for p in end.placements] == [(2, "serve"), (2, "serve")]
+    away = dataclasses.replace(changed, nodes=(node("a"),))
+    end = foreseen(away, Outlook(lost=frozenset({"b"}), answering=answering)).plan
+    assert [(p.node, p.generation, p.intent, p.why) for p in end.placements] == [
+        ("a", 2, "serve", ""),
+        ("a", 2, "serve", ""),
+        ("b", 1, "drain", "generation 2 replaces it"),
+    ]

@@ -12,6 +12,7 @@ from deepinfer.control_plane.management.aside import Aside
 from deepinfer.control_plane.management.refused_requests import tell_failures
 from deepinfer.control_plane.management.same_origin import refuse_foreign_origins
 from deepinfer.control_plane.management.staleness import StaleMark
+from deepinfer.control_plane.scheduler.scheduler import never_looked
 from deepinfer.fleet.errors import StoreUnavailable
 from deepinfer.fleet.mirror import Mirror
 
@@ -21,8 +22,11 @@ Errors have OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`. T
 `/v1/chat/completions` and so on, on the same port."""
 
 
-def management_app(mirror: Callable[[], Mirror]) -> FastAPI:
+def management_app(
+    mirror: Callable[[], Mirror], answering: Callable[[], frozenset[tuple[str, int]] | None] = never_looked
+) -> FastAPI:
     """`mirror` gives the view of the store, or raises `StoreUnavailable` while there is none: then all answers are 503.
+    `answering` is what the scheduler has as well, so that both foresee the same.
 
     Bodies are JSON whatever their Content-Type; web pages of other origins may not change anything.
     """
@@ -33,6 +37,7 @@ def management_app(mirror: Callable[[], Mirror]) -> FastAPI:
         redoc_url=None,
     )
     app.state.mirror = mirror
+    app.state.answering = answering
     app.state.aside = Aside()
     for part in (routes, rollout_routes, node_routes, event_routes, fleet_routes):
         app.include_router(part.router)

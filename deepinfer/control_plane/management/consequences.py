@@ -19,14 +19,8 @@ MOST_WORK = 50_000
 """Steps of a large fleet take long, and whoever asks waits: so many times a placement is looked at."""
 
 
-def outlook_of(fleet: Snapshot) -> Outlook:
-    """As the leader tells it: this control plane may be another one."""
-    return Outlook(lost=frozenset(absence.node for absence in fleet.absences if absence.lost))
-
-
-def consequences(before: Snapshot, after: Snapshot, about: frozenset[str]) -> ForeseenView:
+def consequences(before: Snapshot, after: Snapshot, about: frozenset[str], outlook: Outlook) -> ForeseenView:
     """`after` is the fleet with the change, which concerns the deployments `about`."""
-    outlook = outlook_of(before)
     anyway = foreseen(before, outlook).plan
     most = max(8, min(MOST_STEPS, MOST_WORK // (1 + len(after.placements))))
     course = foreseen(after, outlook, most)

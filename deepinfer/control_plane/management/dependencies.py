@@ -12,6 +12,7 @@ from deepinfer.control_plane.management.deployments import Deployments
 from deepinfer.control_plane.management.fleet_view import FleetView
 from deepinfer.control_plane.management.json_body import json_object, json_object_if_any
 from deepinfer.control_plane.management.node_settings import Nodes
+from deepinfer.control_plane.scheduler.sight import Outlook
 from deepinfer.fleet.mirror import Mirror
 from deepinfer.fleet.snapshot import Snapshot
 
@@ -25,6 +26,12 @@ async def snapshot_now(request: Request) -> Snapshot:
     """With what this process wrote, so that a client sees what it has just asked for; as last known, if the store is
     away."""
     return await mirror_of(request).latest()
+
+
+def outlook_of(request: Request, fleet: Snapshot) -> Outlook:
+    """Who is lost, as the leader tells it, who may be another control plane; and who answers this one's gateway."""
+    answering: Callable[[], frozenset[tuple[str, int]] | None] = request.app.state.answering
+    return Outlook(frozenset(absence.node for absence in fleet.absences if absence.lost), answering())
 
 
 async def fleet_now(request: Request) -> FleetView:

@@ -14,6 +14,7 @@ from deepinfer.control_plane.management.dependencies import (
     TheMirror,
     fleet_now,
     nodes_of,
+    outlook_of,
 )
 from deepinfer.control_plane.management.moves import asked_for, with_moves
 from deepinfer.control_plane.management.scheduling_views import RebalanceView
@@ -69,14 +70,15 @@ async def forget(name: str, nodes: NodeWrites) -> views.NodeForgotten:
 
 
 @router.post("/rebalance")
-async def rebalance(mirror: TheMirror, aside: TheAside, dry_run: DryRun = False) -> RebalanceView:
+async def rebalance(request: Request, mirror: TheMirror, aside: TheAside, dry_run: DryRun = False) -> RebalanceView:
     """Move replicas that would now get a better place; each is replaced before it stops. What runs well is left."""
     fleet = await mirror.latest()
-    moves = await aside(better_places, fleet)
+    outlook = outlook_of(request, fleet)
+    moves = await aside(better_places, fleet, outlook)
     placed = {(placement.id, placement.epoch): placement for placement in fleet.placements}
     moved = [placed[move.placement, move.epoch] for move in moves]
     about = frozenset(placement.deployment for placement in moved)
-    foreseen = await aside(consequences, fleet, with_moves(fleet, moves), about)
+    foreseen = await aside(consequences, fleet, with_moves(fleet, moves), about, outlook)
     if not dry_run:
         await asked_for(mirror, moves)
     return RebalanceView(

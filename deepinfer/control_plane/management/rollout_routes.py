@@ -6,7 +6,16 @@ import json
 
 from fastapi import APIRouter, Request
 
-from deepinfer.control_plane.management.dependencies import BodyIfAny, DryRun, Fleet, Known, TheAside, Writes, fleet_now
+from deepinfer.control_plane.management.dependencies import (
+    BodyIfAny,
+    DryRun,
+    Fleet,
+    Known,
+    TheAside,
+    Writes,
+    fleet_now,
+    outlook_of,
+)
 from deepinfer.control_plane.management.deployments import undoing
 from deepinfer.control_plane.management.explanations import explanation_of
 from deepinfer.control_plane.management.request_schemas import UNDO
@@ -60,9 +69,9 @@ async def undo_rollout(name: str, request: Request, body: BodyIfAny, writes: Wri
 
 
 @router.get("/explain")
-async def explain(name: str, fleet: Known, aside: TheAside) -> ExplanationView:
+async def explain(name: str, request: Request, fleet: Known, aside: TheAside) -> ExplanationView:
     """Why its replicas are where they are, and what each node and device says to one more."""
-    return await aside(explanation_of, fleet, name)
+    return await aside(explanation_of, fleet, name, outlook_of(request, fleet))
 
 
 def _generation(body: dict[str, object]) -> int | None:

@@ -19,6 +19,7 @@ from deepinfer.control_plane.management.dependencies import (
     Writes,
     deployments_of,
     fleet_now,
+    outlook_of,
     snapshot_now,
 )
 from deepinfer.control_plane.management.deployments import Ask, Change, amendment, creation, replacement
@@ -27,6 +28,7 @@ from deepinfer.control_plane.management.replica_logs import LogRequest, log_of
 from deepinfer.control_plane.management.request_schemas import NEW_DEPLOYMENT, SPEC, SPEC_CHANGES
 from deepinfer.control_plane.management.scheduling_views import DryRunView
 from deepinfer.control_plane.openai_errors import NodeNotConnected
+from deepinfer.control_plane.scheduler.sight import Outlook
 from deepinfer.fleet.resources import Node
 from deepinfer.fleet.snapshot import Snapshot
 
@@ -114,18 +116,18 @@ async def read_logs(
 async def dry_run_of(request: Request, name: str, ask: Ask) -> DryRunView:
     change = await deployments_of(request).would_be(name, ask)
     fleet = await snapshot_now(request)
-    return await aside_of(request)(_dry_run, fleet, change)
+    return await aside_of(request)(_dry_run, fleet, change, outlook_of(request, fleet))
 
 
-def _dry_run(fleet: Snapshot, change: Change) -> DryRunView:
+def _dry_run(fleet: Snapshot, change: Change, outlook: Outlook) -> DryRunView:
     name, then = change.after.name, _with(fleet, change)
     return DryRunView(
         name=name,
         generation=change.after.generation,
         changes=change.is_one,
         spec=change.after.spec,
-        foreseen=consequences(fleet, then, frozenset([name])),
-        explanation=explanation_of(then, name),
+        foreseen=consequences(fleet, then, frozenset([name]), outlook),
+        explanation=explanation_of(then, name, outlook),
     )
 
 

@@ -1,7 +1,8 @@
 """What the plan comes to when every engine becomes ready and everything that drains ends. Pure.
 
-It runs the plan itself, again and again, with the statuses that agents would report; so a dry run cannot differ from
-what then happens, except by what nobody can foresee: engines that fail, and nodes that come and go.
+It runs the plan itself, again and again, with the statuses that agents would report and with the engines that would
+answer; so a dry run cannot differ from what then happens, except by what nobody can foresee: engines that fail, and
+nodes that come and go.
 """
 
 from __future__ import annotations
@@ -51,14 +52,28 @@ def steps(fleet: Snapshot, outlook: Outlook) -> Iterator[Plan]:
         wanted = plan(fleet, outlook)
         yield wanted
         fleet = with_agents_work(planned(fleet, wanted))
+        outlook = as_engines_answer(outlook, fleet)
 
 
 def with_agents_work(fleet: Snapshot) -> Snapshot:
     """Every agent that is there serves what is wanted and has ended what drains."""
     alive = {node.name for node in fleet.nodes}
     away = tuple(status for status in fleet.statuses if status.node not in alive)
-    serving = (p for p in fleet.placements if p.node in alive and p.intent is Intent.SERVE)
-    return dataclasses.replace(fleet, statuses=(*away, *map(_ready, serving)))
+    return dataclasses.replace(fleet, statuses=(*away, *map(_ready, _serving(fleet, alive))))
+
+
+def as_engines_answer(outlook: Outlook, fleet: Snapshot) -> Outlook:
+    """What serves on a node that is there answers; elsewhere, what answered does so still."""
+    if outlook.answering is None:
+        return outlook
+    alive = {node.name for node in fleet.nodes}
+    away = {(p.id, p.epoch) for p in fleet.placements if p.node not in alive}
+    serving = ((p.id, p.epoch) for p in _serving(fleet, alive))
+    return dataclasses.replace(outlook, answering=(outlook.answering & away).union(serving))
+
+
+def _serving(fleet: Snapshot, alive: set[str]) -> Iterator[Placement]:
+    return (p for p in fleet.placements if p.node in alive and p.intent is Intent.SERVE)
 
 
 def _ready(placement: Placement) -> ReplicaStatus:

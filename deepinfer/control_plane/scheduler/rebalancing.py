@@ -15,9 +15,9 @@ from deepinfer.fleet.resources import Deployment, Intent, Move, Placement
 from deepinfer.fleet.snapshot import Snapshot
 
 
-def better_places(fleet: Snapshot) -> tuple[Move, ...]:
+def better_places(fleet: Snapshot, outlook: Outlook = Outlook()) -> tuple[Move, ...]:  # noqa: B008  # a frozen value
     """The moves to ask for; none while anything else is under way with a deployment."""
-    sight = Sight(fleet, Outlook())
+    sight = Sight(fleet, outlook)
     room, _ = rolled_room(sight)
     return tuple(
         Move(placement=placement.id, epoch=placement.epoch)
