@@ -71,9 +71,18 @@ def deployment_row(view: View) -> list[str]:
 
 
 def replica_row(view: View) -> list[str]:
+    """What is to end is not called ready: its agent may not have heard of it, or may never."""
+    phase = "draining" if view["intent"] == "drain" else view["phase"] or "pending"
     where = [view["id"], view["deployment"], view["node"], ",".join(view["devices"])]
-    seen = [view["phase"] or "pending", str(view["restarts"]), size(view["memory_bytes"]), view["endpoint"] or "-"]
-    return [*where, *seen, view["message"]]
+    seen = [phase, str(view["restarts"]), size(view["memory_bytes"]), view["endpoint"] or "-"]
+    return [*where, *seen, "; ".join(filter(None, [view["why"], _unverified(view), view["message"]]))]
+
+
+def _unverified(view: View) -> str:
+    """Of a replica whose agent is silent: its engine may serve on, or be gone."""
+    if view["node_alive"]:
+        return ""
+    return f"not connected, last told: {view['phase']}" if view["phase"] else "not connected"
 
 
 def node_row(view: View) -> list[str]:

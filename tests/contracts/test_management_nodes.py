@@ -102,6 +102,13 @@ async def test_a_node_is_lost_by_a_persons_word_fenced_then_forgotten(
     assert (refused.status_code, "chat-" in error_of(refused)["message"]) == (409, True)
     fleet = await passes.settle()
     assert sorted((p.node, p.intent) for p in fleet.placements) == [("a", Intent.DRAIN), ("b", Intent.SERVE)]
+    shown = {r["node"]: r for r in (await api.get("/v1/replicas")).json()["data"]}["a"]
+    assert (shown["intent"], shown["why"], shown["node_alive"], shown["phase"]) == (
+        "drain",
+        "node a is lost",
+        False,
+        "ready",
+    )
     assert (await api.delete("/v1/nodes/a")).json() == {"name": "a", "forgotten": True}
     fleet = await passes.settle()
     assert [p.node for p in fleet.placements] == ["b"]

@@ -12,7 +12,7 @@ from deepinfer.cli.names import deployment_name, node_name
 from deepinfer.cli.spec_options import engine_args, pairs
 from deepinfer.cli.tables import table
 from deepinfer.cli.up_plan import Plan, welcome
-from deepinfer.cli.views import Outcome, Progress, progress_of
+from deepinfer.cli.views import Outcome, Progress, progress_of, replica_row
 from deepinfer.cli.waiting import LASTS_SECONDS, Settling
 from deepinfer.control_plane.management.admission import default_name
 
@@ -53,6 +53,43 @@ def test_a_rolled_back_generation_is_not_what_was_asked_for() -> None:
     view["status"]["outcome"] = "rolled-back"
     sentence = "chat is not as asked for: generation 2 was rolled back: it crashed; generation 1 runs"
     assert progress_of(view) == Progress(Outcome.FAILED, sentence)
+
+
+@pytest.mark.parametrize(
+    ("seen", "phase", "message"),
+    [
+        ({}, "ready", ""),
+        ({"phase": None}, "pending", ""),
+        ({"phase": "failed", "message": "no such file"}, "failed", "no such file"),
+        ({"intent": "drain", "why": "generation 3 replaces it"}, "draining", "generation 3 replaces it"),
+        (
+            {"intent": "drain", "why": "node n1 is leaving", "phase": "draining", "message": "finishing"},
+            "draining",
+            "node n1 is leaving; finishing",
+        ),
+        ({"node_alive": False}, "ready", "not connected, last told: ready"),
+        (
+            {"intent": "drain", "why": "node n1 is lost", "node_alive": False},
+            "draining",
+            "node n1 is lost; not connected, last told: ready",
+        ),
+        (
+            {"intent": "drain", "why": "node n1 is lost", "node_alive": False, "phase": None},
+            "draining",
+            "node n1 is lost; not connected",
+        ),
+    ],
+)
+def test_a_replica_that_drains_says_why_and_is_not_called_ready(seen: dict[str, Any], phase: str, message: str) -> None:
+    known = replica(0, "ready") | {
+        "why": "",
+        "node_alive": True,
+        "deployment": "chat",
+        "node": "n1",
+        "devices": ["cpu"],
+    }
+    known |= {"restarts": 0, "memory_bytes": None, "endpoint": None}
+    assert replica_row(known | seen) == ["chat-abcde-0", "chat", "n1", "cpu", phase, "0", "-", "-", message]
 
 
 def test_specs_are_compared_field_by_field_and_objects_part_by_part() -> None:
