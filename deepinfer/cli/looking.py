@@ -124,6 +124,8 @@ def _replica_id(name: str, replicas: list[View]) -> str:
 
 
 def _describe(view: View) -> None:
+    from deepinfer.cli.description import spec_lines
+
     status = view["status"]
     head = {"Name": view["name"], "Generation": view["generation"], "Created": view["created_at"]}
     for label, value in head.items():
@@ -131,9 +133,8 @@ def _describe(view: View) -> None:
     message = f": {status['message']}" if status["message"] else ""
     typer.echo(f"{'Status:':<12}{status['phase']}, {status['ready']} of {status['wanted']} ready{message}")
     typer.echo("Spec:")
-    for field, value in view.items():
-        if field not in _WITHOUT_SPEC and value not in (None, {}, []):
-            typer.echo(f"  {field}: {value}")
+    for line in spec_lines({field: value for field, value in view.items() if field not in _WITHOUT_SPEC}):
+        typer.echo(f"  {line}")
     if view["refusals"]:
         typer.echo("Refused by:")
         for node, reason in view["refusals"].items():

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from deepinfer.cli.description import spec_lines
 from deepinfer.cli.differences import differences
 from deepinfer.cli.failures import InvalidInput
 from deepinfer.cli.names import deployment_name, node_name
@@ -15,6 +16,7 @@ from deepinfer.cli.up_plan import Plan, welcome
 from deepinfer.cli.views import Outcome, Progress, progress_of, replica_row
 from deepinfer.cli.waiting import LASTS_SECONDS, Settling
 from deepinfer.control_plane.management.admission import default_name
+from deepinfer.fleet.spec import DeploymentSpec
 
 
 def deployment(phase: str, *replicas: dict[str, Any], wanted: int = 1, message: str = "") -> dict[str, Any]:
@@ -102,6 +104,33 @@ def test_specs_are_compared_field_by_field_and_objects_part_by_part() -> None:
         'docker: null -> {"ipc": "host"}',
     ]
     assert differences(before, before) == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "line"),
+    [
+        ({"engine_args": {"max_num_seqs": 8, "list": ["a"]}}, 'engine_args:  max_num_seqs=8, list=["a"]'),
+        ({"env": {"A": "1 2", "B": "3"}}, 'env:       A="1 2", B=3'),
+        ({"anti_affinity": ["chat", "other"]}, "anti_affinity:  chat, other"),
+        ({"strategy": "pack"}, "strategy:  pack"),
+        ({"rollout": {"max_surge": 2}}, "rollout:   2 max surge, 0 max unavailable, 900 s deadline"),
+        ({"max_model_len": 64}, "max_model_len:  64"),
+        ({"docker": {"ipc": "host", "pull": "never"}, "backend": "docker"}, "docker:    pull=never, ipc=host"),
+    ],
+)
+def test_a_spec_is_described_by_what_differs_from_the_defaults(asked: dict[str, Any], line: str) -> None:
+    spec = DeploymentSpec.model_validate({"model": "org/model", "engine": "sim", "replicas": 2, **asked})
+    lines = spec_lines(spec.model_dump(mode="json"))
+    assert line in lines
+    assert [told.split() for told in lines if not told.startswith(tuple(asked))] == [
+        ["model:", "org/model"],
+        ["engine:", "sim"],
+        ["replicas:", "2"],
+    ]
+
+
+def test_a_field_of_a_newer_server_is_described_too() -> None:
+    assert spec_lines({"model": "m", "later": {"a": 1}, "nothing": None}) == ["model:  m", "later:  a=1"]
 
 
 def test_ready_is_final_at_once_and_a_refusal_only_when_it_lasts() -> None:

@@ -74,7 +74,7 @@ def test_get_and_describe_show_it(served: Fleet, chat: str) -> None:
     view = json.loads(deepinfer(served, "get", "deployments", chat, "-o", "json"))
     assert (view["name"], view["engine_args"]) == ("chat", {"max_num_seqs": 8})
     described = deepinfer(served, "describe", chat)
-    assert "engine_args: {'max_num_seqs': 8}" in described
+    assert "engine_args:  max_num_seqs=8\n" in described and "rollout" not in described
     assert view["replica_list"][0]["id"] in described
 
 
