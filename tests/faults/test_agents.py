@@ -79,8 +79,8 @@ def test_row_9_engines_of_an_agent_that_is_long_away_serve_on(serving: FaultFlee
 
 @pytest.mark.faults
 def test_row_10_all_agents_lose_their_leases_at_once_and_nothing_moves(tmp_path: Path) -> None:
-    """etcd stands still for as long as five leases."""
-    with FaultFleet(tmp_path, nodes=3).running() as fleet:
+    """etcd stands still for as long as five leases, and no node is waited for longer than a second."""
+    with FaultFleet(tmp_path, nodes=3, serve="node_grace_seconds = 1\n").running() as fleet:
         fleet.simulate(replicas=3)
         with standing(fleet) as traffic:
             fleet.etcd.pause()

@@ -83,6 +83,7 @@ async def test_row_50_three_hundred_clients_come_back_at_once(own_etcd: EtcdProc
         took, after = time.monotonic() - healthy, psutil.Process(own_etcd.pid).cpu_times()
         spent = after.user + after.system - before.user - before.system
         print(f"all {CLIENTS} are back {took:.1f} s after etcd was; it used {spent / took:.2f} of a core meanwhile")
+        assert spent < took, "more than a core"
         await asyncio.sleep(healthy + LEASE_SECONDS + 1 - time.monotonic())  # what nobody renews has ended by then
         assert not [lease for lease in herd.leases if lease.lost.is_set()]
         assert len(etcd_reading.values(own_etcd.endpoint, HELD)) == CLIENTS

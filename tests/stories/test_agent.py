@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
@@ -234,9 +235,11 @@ async def test_a_damaged_state_file_loses_no_engine(worker: Worker, store: EtcdS
     status = await running(worker, store)
     await worker.end(signal.SIGKILL)
     (worker.home / "state/node-1/instance").write_bytes(b"\xff\x00")
+    began = time.monotonic()
     await worker.start()
     await put(store, simulated(replica=1))
     await until(store, in_phase(simulated(replica=1), Phase.READY))
+    assert time.monotonic() - began < 5
     assert exists(status.pid) and len(worker.engines()) == 2
 
 
