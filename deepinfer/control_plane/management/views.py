@@ -33,7 +33,7 @@ class ReplicaView(View):
     node_alive: bool = Field(description="False: its last known state is shown; the engine may still serve.")
     devices: tuple[str, ...]
     intent: Intent
-    why: str = Field(default="", description="It drains.")
+    why: str = Field(default="", description="Why it drains, if it does.")
     phase: Phase | None = Field(
         default=None, description="null until the node's agent has said something of this epoch."
     )
