@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import avx2_torch
 from tests.fleet import Fleet
 
 
@@ -19,6 +20,6 @@ def fleet(tmp_path: Path) -> Iterator[Fleet]:
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """A fleet that serves the real bundled model, shared by a module's tests."""
     with Fleet(tmp_path_factory.mktemp("fleet")).running() as fleet:
-        fleet.deploy(model="smollm2", engine="layer-shard", device="cpu")
+        fleet.deploy(model="smollm2", engine="layer-shard", device="cpu", env=avx2_torch.ENV)
         fleet.wait_ready("smollm2", seconds=170)
         yield fleet

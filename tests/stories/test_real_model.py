@@ -11,6 +11,7 @@ import pytest
 from openai import BadRequestError, NotFoundError
 
 from deepinfer.fleet.places import cache_dir
+from tests import avx2_torch
 from tests.fleet import Fleet, eventually
 
 QUESTIONS = [
@@ -50,6 +51,7 @@ def transformers_answers(smollm2: Fleet) -> dict[str, str]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    avx2_torch.hold_this_process()
     torch.set_num_threads(1)  # two would wait for each other wherever other processes run
     folder = cache_dir() / "models" / "smollm2-135m-instruct"
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)

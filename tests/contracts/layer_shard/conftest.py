@@ -15,8 +15,10 @@ import transformers
 from deepinfer.engine_shim.engines.layer_shard.engine import LayerShardEngine
 from deepinfer.engine_shim.engines.layer_shard.options import Options
 from deepinfer.engine_shim.token_engine import SamplingParams, TokenRequest
+from tests import avx2_torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+avx2_torch.hold_this_process()
 transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
