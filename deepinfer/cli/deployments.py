@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from deepinfer.cli import spec_options as spec
-from deepinfer.cli.failures import NotFound
-from deepinfer.cli.foresight import dry_run_lines
-from deepinfer.cli.names import deployment_name
+from deepinfer.cli.foresight import all_dry_run_lines, dry_run_lines
 from deepinfer.cli.options import (
     DEFAULT_SERVER,
     Address,
@@ -65,9 +64,9 @@ def deploy(
     with connect(server) as api:
         view = api.create(fields, dry_run=dry_run)
         if dry_run:
-            _report_dry_runs([view], output)
+            _report(view, output, dry_run_lines)
         else:
-            _report(_waited(api, view, timeout) if wait else view, output)
+            _report(_waited(api, view, timeout) if wait else view, output, _progress_lines)
 
 
 def apply(
@@ -79,15 +78,19 @@ def apply(
     output: Format = Output.TABLE,
     server: Address = DEFAULT_SERVER,
 ) -> None:
-    """Make deployments be as a file says: create what is missing, change what differs."""
+    """Make deployments be as a file says, all at once: create what is missing, change what differs."""
     from deepinfer.cli.documents import read_deployments
 
     documents = read_deployments(file)
     with connect(server) as api:
         if dry_run:
-            _report_dry_runs([_put(api, document, dry_run=True) for document in documents], output, is_list=True)
+            _report(api.foreseen(documents), output, all_dry_run_lines)
             return
-        views = [_applied(api, document, quiet=output is Output.JSON) for document in documents]
+        before = {view["name"]: view["generation"] for view in api.deployments()}
+        views = api.put_all(documents)
+        if output is not Output.JSON:
+            for view in views:
+                typer.echo(f"{view['name']} {_change(before.get(view['name']), view['generation'])}")
         if wait:
             views = [_waited(api, view, timeout) for view in views]
     if output is Output.JSON:
@@ -116,27 +119,6 @@ def delete(
         typer.echo(f"{name} is deleted" if wait else f"{name} is being deleted")
 
 
-def _applied(api: Server, document: View, *, quiet: bool) -> View:
-    name = _name(document)
-    try:
-        before = api.deployment(name)["generation"]
-    except NotFound:
-        before = None
-    view = _put(api, document)
-    if not quiet:
-        typer.echo(f"{name} {_change(before, view['generation'])}")
-    return view
-
-
-def _put(api: Server, document: View, *, dry_run: bool = False) -> View:
-    fields = {field: value for field, value in document.items() if field != "name"}
-    return api.put(_name(document), fields, dry_run=dry_run)
-
-
-def _name(document: View) -> str:
-    return document.get("name") or deployment_name(document["model"])
-
-
 def _change(before: int | None, after: int) -> str:
     if before is None:
         return "created"
@@ -149,16 +131,12 @@ def _waited(api: Server, view: View, timeout: float) -> View:
     return wait_until_ready(api, view["name"], timeout)
 
 
-def _report(view: View, output: Output) -> None:
+def _report(view: View, output: Output, lines_of: Callable[[View], list[str]]) -> None:
     if output is Output.JSON:
         print_json(view)
     else:
-        typer.echo(progress_of(view).sentence)
+        typer.echo("\n".join(lines_of(view)))
 
 
-def _report_dry_runs(views: list[View], output: Output, *, is_list: bool = False) -> None:
-    """Each as if it were the only one."""
-    if output is Output.JSON:
-        print_json(views if is_list else views[0])
-    else:
-        typer.echo("\n".join(line for view in views for line in dry_run_lines(view)))
+def _progress_lines(view: View) -> list[str]:
+    return [progress_of(view).sentence]

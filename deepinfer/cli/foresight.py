@@ -6,10 +6,35 @@ from collections.abc import Iterator
 
 from deepinfer.cli.views import View
 
+_PARTS = ("kept", "started", "stopped", "refused")
+
 
 def dry_run_lines(view: View) -> list[str]:
     """All of one deployment's."""
     return [f"{view['name']} {_would(view)}", *foreseen_lines(view["foreseen"])]
+
+
+def all_dry_run_lines(view: View) -> list[str]:
+    """Of several deployments together."""
+    lines: list[str] = []
+    for change in view["data"]:
+        lines += [f"{change['name']} {_would(change)}", *foreseen_lines(own_part(view, change["name"]))]
+    return lines + other_lines(view)
+
+
+def own_part(view: View, name: str) -> View:
+    """What is foreseen for one of several deployments."""
+    own = {part: [told for told in view["foreseen"][part] if told["deployment"] == name] for part in _PARTS}
+    return {**own, "is_final": True}  # which is said of all together
+
+
+def other_lines(view: View) -> list[str]:
+    """What becomes of deployments that are not among them, and whether that is all."""
+    names = {change["name"] for change in view["data"]}
+    foreseen = view["foreseen"]
+    others = {part: [told for told in foreseen[part] if told["deployment"] not in names] for part in _PARTS}
+    lines = foreseen_lines({**others, "is_final": foreseen["is_final"]})
+    return ["besides:", *lines] if lines else []
 
 
 def foreseen_lines(foreseen: View, *, with_kept: bool = True) -> list[str]:

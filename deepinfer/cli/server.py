@@ -58,8 +58,16 @@ class Server:
     def create(self, fields: View, *, dry_run: bool = False) -> View:
         return _object(self._ask("POST", "/v1/deployments", fields, _dry(dry_run)))
 
-    def put(self, name: str, spec: View, *, dry_run: bool = False) -> View:
-        return _object(self._ask("PUT", _path("deployments", name), spec, _dry(dry_run)))
+    def put(self, name: str, spec: View) -> View:
+        return _object(self._ask("PUT", _path("deployments", name), spec))
+
+    def put_all(self, deployments: list[View]) -> list[View]:
+        """In one write."""
+        return _listed(self._ask("PUT", "/v1/deployments", {"deployments": deployments}))
+
+    def foreseen(self, deployments: list[View]) -> View:
+        """What `put_all` would do."""
+        return _object(self._ask("PUT", "/v1/deployments", {"deployments": deployments}, _dry(True)))
 
     def explanation(self, name: str) -> View:
         return _object(self._ask("GET", f"{_path('deployments', name)}/explain"))

@@ -251,6 +251,11 @@ class EtcdStore:
             raise StoreRefused(f"etcd at {self._endpoints} refused: {error}.") from error
 
 
+def is_one_transaction(puts: Mapping[str, bytes | None]) -> bool:
+    """Whether a commit of these is seen by everybody at once."""
+    return len(list(_parts_of(puts))) <= 1
+
+
 def _changes(batch: Batch) -> Changes:
     entries = {
         change.key.decode(): None if change.value is None else Entry(change.value, change.mod_revision)

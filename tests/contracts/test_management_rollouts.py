@@ -80,6 +80,51 @@ async def test_a_dry_run_tells_what_stops_and_what_is_refused_elsewhere(api: htt
     assert [(r["deployment"], sorted(r["reasons"])) for r in foreseen["refused"]] == [("unimportant", ["a", "b"])]
 
 
+async def test_several_deployments_are_foreseen_together_and_written_together(
+    api: httpx.AsyncClient, store: EtcdStore, passes: Passes
+) -> None:
+    """Each by itself would find a place for all its replicas."""
+    lesser = {**SIM, "device": "sim:0"}
+    greater = {**lesser, "name": "greater", "replicas": 1, "priority": 5}
+    both = {"deployments": [lesser, greater]}
+    told = (await api.put("/v1/deployments", json=both, params={"dry_run": "true"})).json()
+    assert [(d["name"], d["generation"], d["changes"]) for d in told["data"]] == [
+        ("chat", 1, True),
+        ("greater", 1, True),
+    ]
+    assert [(r["deployment"], r["missing"]) for r in told["foreseen"]["refused"]] == [("chat", 1)]
+    assert (await api.get("/v1/deployments")).json()["data"] == []
+    written = await api.put("/v1/deployments", json=both)
+    assert [d["name"] for d in written.json()["data"]] == ["chat", "greater"]
+    records = (await store.read(keys.DEPLOYMENTS)).entries.values()
+    assert len({record.mod_revision for record in records}) == 1
+    for name in ("chat", "greater"):
+        assert await placed(passes, name) == places(told["foreseen"]["started"], name)
+    again = (await api.put("/v1/deployments", json=both, params={"dry_run": "true"})).json()
+    assert [d["changes"] for d in again["data"]] == [False, False]
+
+
+async def test_of_several_deployments_none_is_written_if_one_is_refused(
+    api: httpx.AsyncClient, store: EtcdStore
+) -> None:
+    wrong = await api.put("/v1/deployments", json={"deployments": [SIM, {**SIM, "name": "b", "engine": "simm"}]})
+    assert (wrong.status_code, error_of(wrong)["param"]) == (400, "deployments[1].engine")
+    assert error_of(wrong)["message"].startswith("b: engine must be ")
+    await store.commit({keys.deployment("damaged"): b"{"})
+    unreadable = await api.put("/v1/deployments", json={"deployments": [SIM, {**SIM, "name": "damaged"}]})
+    assert (unreadable.status_code, error_of(unreadable)["code"]) == (409, "deployment_unreadable")
+    assert list((await store.read(keys.DEPLOYMENTS)).entries) == [keys.deployment("damaged")]
+
+
+async def test_more_deployments_than_a_transaction_takes_are_all_written(
+    api: httpx.AsyncClient, store: EtcdStore
+) -> None:
+    many = {"deployments": [{**SIM, "name": f"chat-{number}"} for number in range(120)]}
+    assert len((await api.put("/v1/deployments", json=many)).raise_for_status().json()["data"]) == 120
+    for prefix in (keys.DEPLOYMENTS, keys.REVISIONS):
+        assert len((await store.read(prefix)).entries) == 120
+
+
 async def test_a_dry_run_counts_on_an_engine_that_answers_from_a_lost_node(store: EtcdStore, passes: Passes) -> None:
     answering: set[tuple[str, int]] = set()
     async with serving(store, lambda: frozenset(answering)) as api:

@@ -9,6 +9,7 @@ import pytest
 from deepinfer.cli.description import spec_lines
 from deepinfer.cli.differences import differences
 from deepinfer.cli.failures import InvalidInput
+from deepinfer.cli.foresight import all_dry_run_lines
 from deepinfer.cli.names import deployment_name, node_name
 from deepinfer.cli.spec_options import engine_args, pairs
 from deepinfer.cli.tables import table
@@ -131,6 +132,32 @@ def test_a_spec_is_described_by_what_differs_from_the_defaults(asked: dict[str, 
 
 def test_a_field_of_a_newer_server_is_described_too() -> None:
     assert spec_lines({"model": "m", "later": {"a": 1}, "nothing": None}) == ["model:  m", "later:  a=1"]
+
+
+def test_a_dry_run_of_several_tells_each_its_own_and_others_at_the_end() -> None:
+    def part(deployment: str, **more: Any) -> dict[str, Any]:
+        return {"deployment": deployment, "id": None, "node": "a", "devices": ["cpu"], "why": "", **more}
+
+    told = {
+        "data": [{"name": "new", "generation": 1, "changes": True}, {"name": "old", "generation": 3, "changes": False}],
+        "foreseen": {
+            "kept": [part("old", id="old-0")],
+            "started": [part("new")],
+            "stopped": [part("weak", id="weak-0", why="new of priority 5 takes its devices")],
+            "refused": [{"deployment": "weak", "missing": 1, "waits_for": "", "reasons": {"a": "is full"}}],
+            "is_final": False,
+        },
+    }
+    assert all_dry_run_lines(told) == [
+        "new would be created",
+        "  + new on a (cpu) starts",
+        "old would stay as it is",
+        "  = old-0 on a (cpu) stays",
+        "besides:",
+        "  - weak-0 on a (cpu) stops: new of priority 5 takes its devices",
+        "  ! 1 of weak without a place: a is full",
+        "  ! and more: so many steps were not followed to their end",
+    ]
 
 
 def test_ready_is_final_at_once_and_a_refusal_only_when_it_lasts() -> None:

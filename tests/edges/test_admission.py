@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from deepinfer.control_plane.management.admission import admitted, amended, default_name
+from deepinfer.control_plane.management.admission import admitted, admitted_all, amended, default_name
 from deepinfer.fleet.errors import InvalidRequest, NotBuiltYet
 from deepinfer.fleet.parallelism import devices_needed, tensor_parallel_size
 from deepinfer.fleet.spec import Backend, DeploymentSpec, EngineKind
@@ -28,6 +28,23 @@ SIM = {"model": "m", "engine": "sim"}
 def test_the_default_name_comes_from_the_model(model: str, name: str) -> None:
     assert default_name(model) == name
     assert admitted({"model": model, "engine": "sim"})[0] == name
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({}, 'must be {"deployments"'),
+        ({"deployments": [SIM], "more": 1}, 'must be {"deployments"'),
+        ({"deployments": SIM}, 'must be {"deployments"'),
+        ({"deployments": [SIM, "m"]}, r"deployments\[1\] must be an object of at most 65536 bytes"),
+        ({"deployments": [{**SIM, "env": {"A": "x" * 70_000}}]}, r"deployments\[0\] must be an object of at most"),
+        ({"deployments": [SIM, {**SIM, "name": "m"}]}, "m is there twice"),
+        ({"deployments": [{**SIM, "name": "b", "replicas": -1}]}, "b: replicas must be"),
+    ],
+)
+def test_what_is_wrong_with_one_of_many_is_told_with_its_name_or_number(body: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words):
+        admitted_all(body)
 
 
 def test_a_whole_body_becomes_a_name_and_a_spec() -> None:

@@ -60,11 +60,31 @@ def test_dry_runs_and_diffs_tell_what_apply_then_does(two: Fleet, tmp_path: Path
     assert changed[:3] == ["applied: generation 1 -> 2", "  replicas: 2 -> 1", "  rollout.max_surge: 1 -> 0"]
     assert changed[3].endswith("on node-2 (sim:0) stops: fewer replicas are wanted") and len(changed) == 4
     compared = json.loads(fails(two, "diff", "-f", str(file), "-o", "json").stdout)
-    assert compared[0]["differences"][0] == {"field": "replicas", "before": 2, "after": 1}
+    assert compared["data"][0]["differences"][0] == {"field": "replicas", "before": 2, "after": 1}
     important = ("deploy", "sim/important", "--engine", "sim", "--device", "sim:0", "--priority", "5", "--dry-run")
     foreseen = deepinfer(two, *important)
     assert "important of priority 5 takes its devices" in foreseen and "! 1 of applied without a place" in foreseen
     deepinfer(two, "delete", "applied")
+
+
+def test_the_deployments_of_a_file_are_foreseen_together(two: Fleet, tmp_path: Path) -> None:
+    file = tmp_path / "two.yaml"
+    document = "{model: sim/first, name: first, engine: sim, replicas: 2, device: 'sim:0'}"
+    file.write_text(f"{document}\n---\n{document.replace('first', 'second')}\n")
+    told = deepinfer(two, "apply", "-f", str(file), "--dry-run").splitlines()
+    assert told[:-1] == [
+        "first would be created",
+        "  + first on node-1 (sim:0) starts",
+        "  + first on node-2 (sim:0) starts",
+        "second would be created",
+    ]
+    assert told[-1].startswith("  ! 2 of second without a place: node-1 device sim:0 is taken by first-")
+    assert "! 2 of second without a place" in fails(two, "diff", "-f", str(file)).stdout
+    assert deepinfer(two, "apply", "-f", str(file)).splitlines() == ["first created", "second created"]
+    two.wait_ready("first")
+    assert (nodes_of(two, "first"), nodes_of(two, "second")) == (["node-1", "node-2"], [])
+    for name in ("second", "first"):
+        deepinfer(two, "delete", name)
 
 
 def test_a_rollout_is_followed_listed_and_undone(two: Fleet, chat: str, tmp_path: Path) -> None:

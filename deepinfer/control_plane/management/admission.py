@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from deepinfer.control_plane.management.json_body import LIMIT_BYTES
 from deepinfer.engine_environments.flags import check_reserved
 from deepinfer.engine_shim.engine_args import check_engine_args
 from deepinfer.fleet.errors import InvalidRequest, NotBuiltYet
@@ -75,6 +76,30 @@ def admitted(body: Mapping[str, Any], name: str | None = None) -> tuple[str, Dep
     spec = _spec(fields)
     own = name or body.get("name")
     return checked_name(default_name(spec.model) if own is None else own), spec
+
+
+def admitted_all(body: Mapping[str, Any]) -> dict[str, DeploymentSpec]:
+    """By name, what a body with several deployments asks for."""
+    listed = body.get("deployments")
+    if list(body) != ["deployments"] or not isinstance(listed, list):
+        raise InvalidRequest('The body must be {"deployments": [...]}, a list of objects such as {"model": "smollm2"}.')
+    found: dict[str, DeploymentSpec] = {}
+    for number, one in enumerate(listed):
+        name, spec = _one_of_many(one, f"deployments[{number}]")
+        if name in found:
+            raise InvalidRequest(f"{name} is there twice; give each a name of its own.", param="name")
+        found[name] = spec
+    return found
+
+
+def _one_of_many(body: Any, which: str) -> tuple[str, DeploymentSpec]:
+    if not isinstance(body, dict) or len(json.dumps(body)) > LIMIT_BYTES:
+        raise InvalidRequest(f"{which} must be an object of at most {LIMIT_BYTES} bytes.", param=which)
+    try:
+        return admitted(body)
+    except InvalidRequest as error:
+        param = f"{which}.{error.param}" if error.param else which
+        raise InvalidRequest(f"{body.get('name') or which}: {error}", param) from error
 
 
 def amended(spec: DeploymentSpec, changes: Mapping[str, Any], name: str) -> DeploymentSpec:

@@ -10,7 +10,7 @@ from fastapi import Depends, Query, Request
 from deepinfer.control_plane.management.aside import Aside, aside_of
 from deepinfer.control_plane.management.deployments import Deployments
 from deepinfer.control_plane.management.fleet_view import FleetView
-from deepinfer.control_plane.management.json_body import json_object, json_object_if_any
+from deepinfer.control_plane.management.json_body import json_object, json_object_if_any, large_json_object
 from deepinfer.control_plane.management.node_settings import Nodes
 from deepinfer.control_plane.scheduler.sight import Outlook
 from deepinfer.fleet.mirror import Mirror
@@ -53,5 +53,6 @@ Fleet = Annotated[FleetView, Depends(fleet_now)]
 Writes = Annotated[Deployments, Depends(deployments_of)]
 NodeWrites = Annotated[Nodes, Depends(nodes_of)]
 Body = Annotated[dict[str, Any], Depends(json_object)]
+LargeBody = Annotated[dict[str, Any], Depends(large_json_object)]
 BodyIfAny = Annotated[dict[str, Any], Depends(json_object_if_any)]
 DryRun = Annotated[bool, Query(description="Tell what would happen, and write nothing.")]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from deepinfer.fleet.mirror import Mirror
 from deepinfer.fleet.resources import Deployment
 from deepinfer.fleet.rollout import Revision
 from deepinfer.fleet.spec import DeploymentSpec
+from deepinfer.fleet.store import is_one_transaction
 from deepinfer.fleet.told_time import told_time
 
 
@@ -37,6 +38,9 @@ class Change:
 
 Ask = Callable[[History], Change]
 """What a user wants to become of a deployment, given what there is."""
+Records = dict[str, bytes | None]
+Guards = dict[str, int]
+"""Keys and the revisions at which they must still be."""
 
 
 def creation(spec: DeploymentSpec) -> Ask:
@@ -88,19 +92,31 @@ class Deployments:
 
     async def change(self, name: str, ask: Ask) -> Change:
         """Written, if it is one."""
+        (change,) = await self.change_all({name: ask})
+        return change
 
-        async def once() -> Change:
-            history, guard = await self._read(name)
-            change = ask(history)
-            if change.is_one:
-                await self._store.commit(_records(change, history), also_unchanged=guard)
-            return change
+    async def change_all(self, asks: Mapping[str, Ask]) -> tuple[Change, ...]:
+        """By name. Written together, as far as etcd takes so much at once; not at all if one of them is refused."""
+
+        async def once() -> tuple[Change, ...]:
+            known = [await self._read(name) for name in asks]
+            changes = tuple(ask(history) for ask, (history, _) in zip(asks.values(), known, strict=True))
+            writes = [
+                (_records(change, history), guard)
+                for change, (history, guard) in zip(changes, known, strict=True)
+                if change.is_one
+            ]
+            for records, guards in _together(writes):
+                await self._store.commit(records, also_unchanged=guards)
+            return changes
 
         return await retrying(once)
 
-    async def would_be(self, name: str, ask: Ask) -> Change:
+    async def would_be(self, asks: Mapping[str, Ask]) -> tuple[Change, ...]:
         """As far as is known; nothing is written."""
-        return ask(await self.history(name))
+        await self._store.latest()
+        entries = self._store.reading.values
+        return tuple(ask(history_of(name, entries)) for name, ask in asks.items())
 
     async def history(self, name: str) -> History:
         """As far as is known."""
@@ -119,7 +135,7 @@ class Deployments:
 
         await retrying(once)
 
-    async def _read(self, name: str) -> tuple[History, dict[str, int]]:
+    async def _read(self, name: str) -> tuple[History, Guards]:
         """And the revision of its own key. That is read first: if it has not changed, no revision has."""
         own = await self._store.read(keys.deployment(name))
         revisions = await self._store.read(keys.revisions(name))
@@ -128,7 +144,7 @@ class Deployments:
         return history, {keys.deployment(name): own.mod_revision(keys.deployment(name))}
 
 
-def _records(change: Change, history: History) -> dict[str, bytes | None]:
+def _records(change: Change, history: History) -> Records:
     """The deployment with its revision; also that of the generation before, if an older version wrote none."""
     after, before = change.after, change.before
     added = {}
@@ -140,6 +156,19 @@ def _records(change: Change, history: History) -> dict[str, bytes | None]:
         **dict.fromkeys(history.outgrown(len(added))),
         **{key: revision.to_json() for key, revision in added.items()},
     }
+
+
+def _together(writes: Iterable[tuple[Records, Guards]]) -> Iterator[tuple[Records, Guards]]:
+    """As many in one as a transaction takes, in their order."""
+    records: Records = {}
+    guards: Guards = {}
+    for more, also in writes:
+        if records and not is_one_transaction({**records, **more}):
+            yield records, guards
+            records, guards = {}, {}
+        records, guards = {**records, **more}, {**guards, **also}
+    if records:
+        yield records, guards
 
 
 def _revision(deployment: Deployment, created_at: str, cause: str) -> Revision:

@@ -104,7 +104,7 @@ def history_of(name: str, entries: Mapping[str, bytes]) -> History:
     """Out of entries of the store."""
     record, prefix = entries.get(keys.deployment(name)), keys.revisions(name)
     uid = _uid(record)
-    found = {key: _parsed(Revision, entries[key]) for key in sorted(entries) if key.startswith(prefix)}
+    found = {key: _parsed(Revision, entries[key]) for key in sorted(key for key in entries if key.startswith(prefix))}
     own = {key: revision for key, revision in found.items() if revision is not None and revision.uid == uid}
     rollout = _parsed(Rollout, entries.get(keys.rollout(name), b""))
     return History(

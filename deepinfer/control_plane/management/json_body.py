@@ -12,11 +12,17 @@ from deepinfer.fleet.errors import InvalidRequest
 
 LIMIT_BYTES = 64 * 1024
 """A spec is copied into each of its placements, and etcd takes 1.5 MiB at once."""
+LIMIT_BYTES_OF_MANY = 4 * 1024 * 1024
 
 
 async def json_object(request: Request) -> dict[str, Any]:
     """Raises `InvalidRequest` with what is wrong and where."""
     return _object(await _whole(request))
+
+
+async def large_json_object(request: Request) -> dict[str, Any]:
+    """The same where many deployments are in it."""
+    return _object(await _whole(request, LIMIT_BYTES_OF_MANY))
 
 
 async def json_object_if_any(request: Request) -> dict[str, Any]:
@@ -35,12 +41,12 @@ def _object(body: bytes) -> dict[str, Any]:
     return found
 
 
-async def _whole(request: Request) -> bytes:
+async def _whole(request: Request, limit: int = LIMIT_BYTES) -> bytes:
     body = bytearray()
     async for piece in request.stream():
         body += piece
-        if len(body) > LIMIT_BYTES:
-            raise BodyTooLarge(f"The body is larger than {LIMIT_BYTES} bytes; a deployment needs far less.")
+        if len(body) > limit:
+            raise BodyTooLarge(f"The body is larger than {limit} bytes; a deployment needs far less.")
     return bytes(body)
 
 

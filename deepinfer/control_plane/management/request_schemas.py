@@ -22,8 +22,14 @@ def _body(fields: dict[str, Any], required: list[str], example: dict[str, Any]) 
     return {"requestBody": {"required": True, "content": content}}
 
 
+def _list(items: dict[str, Any]) -> dict[str, Any]:
+    schema = {"type": "object", "properties": items, "required": ["model"], "additionalProperties": False}
+    return {"deployments": {"type": "array", "items": schema}}
+
+
 _NAME = {"name": {"type": "string", "description": ALLOWED["name"]}}
 NEW_DEPLOYMENT = _body({**_NAME, **_fields()}, ["model"], _EXAMPLE)
+ALL_DEPLOYMENTS = _body(_list({**_NAME, **_fields()}), ["deployments"], {"deployments": [_EXAMPLE]})
 SPEC = _body(_fields(), ["model"], _EXAMPLE)
 SPEC_CHANGES = _body(_fields(), [], {"replicas": 2})
 UNDO = _body({"to": {"type": "integer", "minimum": 1, "description": "The generation to go back to."}}, [], {"to": 1})

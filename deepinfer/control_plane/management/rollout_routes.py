@@ -17,9 +17,10 @@ from deepinfer.control_plane.management.dependencies import (
     outlook_of,
 )
 from deepinfer.control_plane.management.deployments import undoing
+from deepinfer.control_plane.management.dry_runs import dry_run_of
 from deepinfer.control_plane.management.explanations import explanation_of
 from deepinfer.control_plane.management.request_schemas import UNDO
-from deepinfer.control_plane.management.routes import Shown, dry_run_of
+from deepinfer.control_plane.management.routes import Shown
 from deepinfer.control_plane.management.scheduling_views import (
     ExplanationView,
     RevisionList,

@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from deepinfer.control_plane.management import views
-from deepinfer.control_plane.management.admission import admitted, checked_name
-from deepinfer.control_plane.management.aside import aside_of
-from deepinfer.control_plane.management.consequences import consequences
+from deepinfer.control_plane.management.admission import admitted, admitted_all, checked_name
 from deepinfer.control_plane.management.dependencies import (
     Body,
     DryRun,
     Fleet,
+    LargeBody,
     Writes,
     deployments_of,
     fleet_now,
-    outlook_of,
-    snapshot_now,
 )
-from deepinfer.control_plane.management.deployments import Ask, Change, amendment, creation, replacement
-from deepinfer.control_plane.management.explanations import explanation_of
+from deepinfer.control_plane.management.deployments import amendment, creation, replacement
+from deepinfer.control_plane.management.dry_runs import dry_run_of, dry_run_of_all
 from deepinfer.control_plane.management.replica_logs import LogRequest, log_of
-from deepinfer.control_plane.management.request_schemas import NEW_DEPLOYMENT, SPEC, SPEC_CHANGES
-from deepinfer.control_plane.management.scheduling_views import DryRunView
+from deepinfer.control_plane.management.request_schemas import ALL_DEPLOYMENTS, NEW_DEPLOYMENT, SPEC, SPEC_CHANGES
+from deepinfer.control_plane.management.scheduling_views import DryRunList, DryRunView
 from deepinfer.control_plane.openai_errors import NodeNotConnected
-from deepinfer.control_plane.scheduler.sight import Outlook
 from deepinfer.fleet.resources import Node
-from deepinfer.fleet.snapshot import Snapshot
 
 router = APIRouter(prefix="/v1")
 Shown = views.DeploymentView | DryRunView
@@ -51,6 +45,19 @@ async def create_deployment(request: Request, response: Response, body: Body, dr
         return await dry_run_of(request, name, creation(spec))
     await deployments_of(request).change(name, creation(spec))
     return (await fleet_now(request)).deployment(name)
+
+
+@router.put("/deployments", tags=["deployments"], openapi_extra=ALL_DEPLOYMENTS)
+async def put_deployments(
+    request: Request, body: LargeBody, dry_run: DryRun = False
+) -> views.DeploymentList | DryRunList:
+    """Create each of these or replace its whole spec, all in one write; others are left as they are."""
+    asks = {name: replacement(spec) for name, spec in admitted_all(body).items()}
+    if dry_run:
+        return await dry_run_of_all(request, asks)
+    await deployments_of(request).change_all(asks)
+    fleet = await fleet_now(request)
+    return views.DeploymentList(data=tuple(map(fleet.deployment, asks)))
 
 
 @router.get("/deployments/{name}", tags=["deployments"])
@@ -111,27 +118,3 @@ async def read_logs(
     pieces = log_of(node, LogRequest(replica, tail, follow, previous))
     await anext(pieces)
     return StreamingResponse(pieces, media_type="text/plain; charset=utf-8")
-
-
-async def dry_run_of(request: Request, name: str, ask: Ask) -> DryRunView:
-    change = await deployments_of(request).would_be(name, ask)
-    fleet = await snapshot_now(request)
-    return await aside_of(request)(_dry_run, fleet, change, outlook_of(request, fleet))
-
-
-def _dry_run(fleet: Snapshot, change: Change, outlook: Outlook) -> DryRunView:
-    name, then = change.after.name, _with(fleet, change)
-    return DryRunView(
-        name=name,
-        generation=change.after.generation,
-        changes=change.is_one,
-        spec=change.after.spec,
-        foreseen=consequences(fleet, then, frozenset([name]), outlook),
-        explanation=explanation_of(then, name, outlook),
-    )
-
-
-def _with(fleet: Snapshot, change: Change) -> Snapshot:
-    others = (deployment for deployment in fleet.deployments if deployment.name != change.after.name)
-    deployments = sorted((*others, change.after), key=lambda deployment: deployment.name)
-    return dataclasses.replace(fleet, deployments=tuple(deployments))

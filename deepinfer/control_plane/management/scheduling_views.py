@@ -114,16 +114,30 @@ class ExplanationView(View):
     waits_for: str
 
 
-class DryRunView(View):
-    """What a write would do; nothing was written."""
+class ForeseenChangeView(View):
+    """One deployment as a write would leave it."""
 
-    dry_run: Literal[True] = True
     name: str
     generation: int = Field(description="That it would have.")
     changes: bool = Field(description="False: it is so already.")
     spec: DeploymentSpec = Field(description="With the defaults.")
+
+
+class DryRunView(ForeseenChangeView):
+    """What a write would do; nothing was written."""
+
+    dry_run: Literal[True] = True
     foreseen: ForeseenView
     explanation: ExplanationView = Field(description="Of its first step; what is new has made-up names.")
+
+
+class DryRunList(View):
+    """What a write of several deployments would do, all of them together; nothing was written."""
+
+    object: Literal["list"] = "list"
+    dry_run: Literal[True] = True
+    data: tuple[ForeseenChangeView, ...]
+    foreseen: ForeseenView
 
 
 class RebalanceView(View):
