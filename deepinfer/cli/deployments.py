@@ -20,6 +20,7 @@ from deepinfer.cli.options import (
     connect,
     print_json,
 )
+from deepinfer.cli.patience import FORESEEING, patience
 from deepinfer.cli.views import View, progress_of, replicas_of
 
 if TYPE_CHECKING:
@@ -62,11 +63,13 @@ def deploy(
     """Run a model: create a deployment and wait until it is ready."""
     fields = spec.fields_of(context.params)  # the spec's options, by their names above
     with connect(server) as api:
-        view = api.create(fields, dry_run=dry_run)
         if dry_run:
+            with patience(FORESEEING):
+                view = api.create(fields, dry_run=True)
             _report(view, output, dry_run_lines)
-        else:
-            _report(_waited(api, view, timeout) if wait else view, output, _progress_lines)
+            return
+        view = api.create(fields)
+        _report(_waited(api, view, timeout) if wait else view, output, _progress_lines)
 
 
 def apply(
@@ -84,7 +87,9 @@ def apply(
     documents = read_deployments(file)
     with connect(server) as api:
         if dry_run:
-            _report(api.foreseen(documents), output, all_dry_run_lines)
+            with patience(FORESEEING):
+                told = api.foreseen(documents)
+            _report(told, output, all_dry_run_lines)
             return
         before = {view["name"]: view["generation"] for view in api.deployments()}
         views = api.put_all(documents)

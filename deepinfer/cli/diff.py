@@ -10,6 +10,7 @@ from deepinfer.cli.differences import Difference, differences
 from deepinfer.cli.failures import OperationFailed, ServerNotReachable
 from deepinfer.cli.foresight import foreseen_lines, other_lines, own_part
 from deepinfer.cli.options import DEFAULT_SERVER, Address, Format, Output, connect, print_json
+from deepinfer.cli.patience import FORESEEING, patience
 from deepinfer.cli.views import View
 
 
@@ -25,7 +26,8 @@ def diff(
     documents = read_deployments(file)
     with connect(server) as api:
         try:
-            told = api.foreseen(documents)
+            with patience(FORESEEING):
+                told = api.foreseen(documents)
             known = {view["name"]: view for view in api.deployments()}
         except OperationFailed as error:  # its exit code would say that something differs
             raise ServerNotReachable(str(error)) from error

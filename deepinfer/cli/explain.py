@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from deepinfer.cli.options import DEFAULT_SERVER, Address, Format, Output, connect, print_json, tell_if_stale
+from deepinfer.cli.patience import patience
 from deepinfer.cli.tables import print_table
 from deepinfer.cli.views import View
 
@@ -19,7 +20,8 @@ def explain(
 ) -> None:
     """Show why a deployment's replicas are where they are, and for each device why or why not."""
     with connect(server) as api:
-        told = api.explanation(name)
+        with patience("asking the server for its reasons"):
+            told = api.explanation(name)
         tell_if_stale(api)
     if output is Output.JSON:
         print_json(told)

@@ -8,6 +8,7 @@ import typer
 
 from deepinfer.cli.foresight import foreseen_lines
 from deepinfer.cli.options import DEFAULT_SERVER, Address, Format, Output, connect, print_json
+from deepinfer.cli.patience import patience
 
 
 def rebalance(
@@ -17,7 +18,7 @@ def rebalance(
     server: Address = DEFAULT_SERVER,
 ) -> None:
     """Move replicas that would now get a better place; each is replaced before it stops."""
-    with connect(server) as api:
+    with connect(server) as api, patience("looking for better places"):
         told = api.rebalance(dry_run=dry_run)
     if output is Output.JSON:
         print_json(told)

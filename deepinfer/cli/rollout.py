@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,6 +22,7 @@ from deepinfer.cli.options import (
     print_json,
     tell_if_stale,
 )
+from deepinfer.cli.patience import FORESEEING, patience
 from deepinfer.cli.tables import print_table
 from deepinfer.cli.views import View, progress_of
 
@@ -78,7 +80,8 @@ def undo(
 ) -> None:
     """Go back to an earlier generation, with as many replicas as now."""
     with connect(server) as api:
-        told: Any = api.undo(name, to, dry_run=dry_run)
+        with patience(FORESEEING) if dry_run else nullcontext():
+            told: Any = api.undo(name, to, dry_run=dry_run)
         if wait and not dry_run:
             from deepinfer.cli.waiting import wait_until_ready
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from deepinfer.cli.failures import OperationFailed
+from deepinfer.cli.patience import spinner
 from deepinfer.cli.server import Server
 from deepinfer.cli.views import Outcome, Progress, View, progress_of
 
@@ -111,12 +112,7 @@ def display() -> Iterator[Display]:
     if not sys.stderr.isatty():
         yield _Lines()
         return
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
-    with Bar(*columns, console=Console(stderr=True), transient=True, auto_refresh=False) as bar:  # without a thread
+    with spinner() as bar:
         yield _Spinner(bar)
 
 

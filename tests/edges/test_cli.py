@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
 
+from deepinfer.cli.patience import SLOW_SECONDS
 from tests.fleet import free_port
 
 SLOW = {"httpx", "yaml", "rich", "grpc", "psutil", "torch", "deepinfer.fleet.resources"}
@@ -129,9 +133,10 @@ class Stranger(BaseHTTPRequestHandler):
         """Quiet."""
 
 
-@pytest.fixture
-def stranger() -> Iterator[str]:
-    with HTTPServer(("127.0.0.1", 0), Stranger) as server:
+@contextmanager
+def answering(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The address of a server."""
+    with HTTPServer(("127.0.0.1", 0), handler) as server:
         thread = Thread(target=server.serve_forever)
         thread.start()
         yield f"127.0.0.1:{server.server_port}"
@@ -139,10 +144,59 @@ def stranger() -> Iterator[str]:
         thread.join()
 
 
+@pytest.fixture
+def stranger() -> Iterator[str]:
+    with answering(Stranger) as address:
+        yield address
+
+
 @pytest.mark.parametrize("kind", ["nodes", "deployments"])
 def test_another_web_server_is_told_from_deepinfer(stranger: str, kind: str) -> None:
     said = fails(deepinfer("get", kind, "--server", stranger), 3)
     assert said == f"Error: What answers at http://{stranger} is not deepinfer; name its server with --server.\n"
+
+
+class Slow(BaseHTTPRequestHandler):
+    """Answers when it may, at the latest some time after a terminal would tell that it has not."""
+
+    may_answer = Event()
+    at_the_latest = 10.0
+
+    def do_POST(self) -> None:
+        self.may_answer.wait(self.at_the_latest)
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"moves": []}')
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr(Slow, "may_answer", Event())
+    with answering(Slow) as address:
+        yield address
+
+
+def test_an_answer_that_is_long_in_coming_is_waited_for_in_silence(slow: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Slow, "at_the_latest", SLOW_SECONDS * 1.5)
+    told = deepinfer("rebalance", "--dry-run", "--server", slow)
+    assert (told.stdout.startswith("every replica"), told.stderr) == (True, "")
+
+
+def test_on_a_terminal_it_says_what_it_waits_for(slow: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    ours, theirs = pty.openpty()
+    command = [str(DEEPINFER), "rebalance", "--dry-run", "--server", slow]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, text=True) as process:
+        os.close(theirs)
+        shown = b""
+        while b"looking for better places" not in shown:
+            shown += os.read(ours, 4096)  # fails when it ends without having said it
+        Slow.may_answer.set()
+        assert process.communicate(timeout=30)[0].startswith("every replica")
+    os.close(ours)
 
 
 def test_up_says_that_its_port_is_taken(stranger: str) -> None:
