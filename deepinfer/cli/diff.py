@@ -45,13 +45,14 @@ def diff(
 
 def _print(change: View, changed: list[Difference], foreseen: list[str]) -> None:
     """Of one that stays as it is, what the others do to it."""
+    from deepinfer.cli.description import spec_lines
+
     before = change["generation"] - 1
     if change["changes"]:
         typer.echo(f"{change['name']}: generation {before} -> {before + 1}" if before else f"{change['name']}: new")
+        lines = [difference.line() for difference in changed] if before else spec_lines(change["spec"])
+        foreseen = [*(f"  {line}" for line in lines), *foreseen]
     elif foreseen:
         typer.echo(f"{change['name']}: unchanged")
-    for difference in changed if change["changes"] else ():
-        if before or difference.after not in (None, {}, []):
-            typer.echo(f"  {difference.line()}" if before else f"  {difference.field}: {difference.after}")
     for line in foreseen:
         typer.echo(line)

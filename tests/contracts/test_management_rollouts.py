@@ -92,7 +92,9 @@ async def test_several_deployments_are_foreseen_together_and_written_together(
         ("chat", 1, True),
         ("greater", 1, True),
     ]
-    assert [(r["deployment"], r["missing"]) for r in told["foreseen"]["refused"]] == [("chat", 1)]
+    (refused,) = told["foreseen"]["refused"]
+    assert (refused["deployment"], refused["missing"]) == ("chat", 1)
+    assert refused["reasons"]["a"] == "device sim:0 is taken by greater-0", "an id that there will not be"
     assert (await api.get("/v1/deployments")).json()["data"] == []
     written = await api.put("/v1/deployments", json=both)
     assert [d["name"] for d in written.json()["data"]] == ["chat", "greater"]

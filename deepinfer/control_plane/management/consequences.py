@@ -5,7 +5,7 @@ What would happen to other deployments anyway is not told, only what happens to 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from deepinfer.control_plane.management.scheduling_views import ForeseenReplicaView, ForeseenView, RefusalView
 from deepinfer.control_plane.scheduler.foresight import MOST_STEPS, foreseen
@@ -35,7 +35,11 @@ def consequences(before: Snapshot, after: Snapshot, about: frozenset[str], outlo
         stopped=tuple(
             foreseen_replica(p, named, course.reasons.get(_key(p), "it is replaced in place")) for p in stopped
         ),
-        refused=tuple(_refused(r) for r in course.plan.refusals if r.deployment in about or _is_new(r, anyway)),
+        refused=tuple(
+            _refused(refusal, _made_up(after, named))
+            for refusal in course.plan.refusals
+            if refusal.deployment in about or _is_new(refusal, anyway)
+        ),
         is_final=course.is_final,
     )
 
@@ -52,8 +56,23 @@ def _is_new(refusal: Refusal, anyway: Plan) -> bool:
     return all((r.deployment, r.missing) != (refusal.deployment, refusal.missing) for r in anyway.refusals)
 
 
-def _refused(refusal: Refusal) -> RefusalView:
-    return RefusalView(**refusal.model_dump(include=set(RefusalView.model_fields)))
+def _made_up(after: Snapshot, named: Collection[str]) -> dict[str, str]:
+    """How the ids of replicas begin whose deployment does not exist, so that it will have another uid; and its name."""
+    return {f"{d.name}-{d.uid}-": f"{d.name}-" for d in after.deployments if d.name not in named}
+
+
+def _refused(refusal: Refusal, made_up: Mapping[str, str]) -> RefusalView:
+    def told(text: str) -> str:
+        for beginning, name in made_up.items():
+            text = text.replace(beginning, name)
+        return text
+
+    return RefusalView(
+        deployment=refusal.deployment,
+        missing=refusal.missing,
+        reasons={node: told(reason) for node, reason in refusal.reasons.items()},
+        waits_for=told(refusal.waits_for),
+    )
 
 
 def foreseen_replica(placement: Placement, named: Collection[str], why: str = "") -> ForeseenReplicaView:
