@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -15,8 +15,10 @@ import psutil
 
 from deepinfer.agent.native.engine_process import engine_processes
 from deepinfer.fleet import keys
+from deepinfer.fleet.cache import Cache
+from deepinfer.fleet.errors import HistoryGone
 from deepinfer.fleet.resources import Phase, Placement, ReplicaStatus
-from deepinfer.fleet.snapshot import Snapshot, snapshot_of
+from deepinfer.fleet.snapshot import Snapshot
 from deepinfer.fleet.store import EtcdStore
 from tests.process_lines import ProcessLines
 
@@ -79,12 +81,19 @@ class Worker:
 
 
 async def until(store: EtcdStore, look: Callable[[Snapshot], T | None], seconds: float = 30.0) -> T:
-    """The first true answer of `look`, asked after every change of the fleet."""
-    async with asyncio.timeout(seconds), aclosing(store.changes(keys.FLEET)) as changes:
-        async for _ in changes:
-            if found := look(snapshot_of((await store.read(keys.FLEET)).values)):
+    """The first true answer of `look`, asked about every state of the fleet from now on, however short it lasts."""
+    async with asyncio.timeout(seconds):
+        while True:
+            reading = await store.read(keys.FLEET)
+            cache = Cache(reading.entries, reading.revision)
+            if found := look(cache.fleet):
                 return found
-    raise AssertionError("the watch ended")
+            with suppress(HistoryGone):  # such as after a test compacted it
+                async with aclosing(store.watch(keys.FLEET, reading.revision + 1, lambda _: None)) as changes:
+                    async for each in changes:
+                        cache.apply(each)
+                        if found := look(cache.fleet):
+                            return found
 
 
 async def put(store: EtcdStore, *placements: Placement) -> None:
