@@ -20,8 +20,7 @@ from deepinfer.fleet.embedded_etcd import newest_etcd, server_command
 from tests.fleet import free_port
 
 PEER = "http://127.0.0.1:2380"  # as `server_command` names the lone member
-_RECEIVED = "grpc_server_msg_received_total{"
-_METHOD = re.compile(r'grpc_method="(\w+)"')
+_RECEIVED = re.compile(r'^grpc_server_msg_received_total\{grpc_method="(\w+)".*\} (\S+)$', re.MULTILINE)
 
 
 class EtcdProcess:
@@ -98,8 +97,10 @@ class EtcdProcess:
 
     def received(self) -> Counter[str]:
         """How many messages came to it so far, by method: calls, and what was sent over open streams."""
-        told = [line for line in self.http_get("/metrics").splitlines() if line.startswith(_RECEIVED)]
-        return Counter({_METHOD.findall(line)[0]: int(float(line.split()[1])) for line in told})
+        found: Counter[str] = Counter()
+        for method, count in _RECEIVED.findall(self.http_get("/metrics")):
+            found[method] += int(float(count))
+        return found
 
     def _tool(self, name: str, *arguments: str) -> None:
         command = [str(newest_etcd().with_name(name)), *arguments]
