@@ -75,10 +75,10 @@ async def run(name: str, config: Config) -> None:
             pressure = await asyncio.to_thread(_pressure, state, config.worker)
             _press(pressure.sentences, record, agent)
             try:
-                await agent.adopt(native, lives)
+                await agent.adopt(Backend.NATIVE, lives)
                 await daemon.heard_of()
-                adopting = lives.create_task(_adopt_containers(daemon, agent, containers, lives))
-                if not daemon.trouble:  # else later; a replica that starts meanwhile finds its container itself
+                adopting = lives.create_task(_adopt_containers(daemon, agent, lives))
+                if not daemon.trouble:  # else later
                     await asyncio.wait({adopting})
                 await _run_until(
                     stop.asked,
@@ -116,14 +116,12 @@ def _launchers(
     return native, containers
 
 
-async def _adopt_containers(
-    daemon: Daemon, agent: NodeAgent, containers: ContainerLauncher, lives: asyncio.TaskGroup
-) -> None:
+async def _adopt_containers(daemon: Daemon, agent: NodeAgent, lives: asyncio.TaskGroup) -> None:
     """Once: what runs later is known."""
     while True:
         await daemon.reachable()
         with suppress(RuntimeUnreachable, APIError):
-            await agent.adopt(containers, lives)
+            await agent.adopt(Backend.DOCKER, lives)
             return
 
 

@@ -17,7 +17,7 @@ from deepinfer.agent.engine_folders import is_placement_id
 from deepinfer.agent.launching import Launcher, Mark
 from deepinfer.agent.membership import Membership
 from deepinfer.agent.own_keys import OwnKeys
-from deepinfer.agent.plan import Forget, Hold, Situation, Start, Stop, Wait, plan
+from deepinfer.agent.plan import Forget, Hold, Situation, Stage, Start, Stop, Wait, plan
 from deepinfer.agent.replica import Replica
 from deepinfer.agent.workshop import ModelFiles, Workshop
 from deepinfer.fleet.config import WorkerConfig
@@ -51,6 +51,7 @@ class NodeAgent:
         self._workshop = Workshop(node, config, engines, launchers, model_files, self._in_charge, self._told)
         self._replicas: dict[str, Replica] = {}
         self._closed: tuple[str, ...] = ()
+        self._unseen = frozenset(launchers)  # not adopted from yet
         self._store_lost = False
         self._alarm: asyncio.TimerHandle | None = None
 
@@ -65,21 +66,24 @@ class NodeAgent:
         self._closed = reasons
         self.changed.set()
 
-    async def adopt(self, launcher: Launcher, tasks: asyncio.TaskGroup) -> None:
-        """Take over what an earlier agent left: whole engines are kept, remains of broken ones are ended."""
-        newest_first = sorted(await launcher.running(), key=lambda engine: -engine.mark.epoch)
-        for engine in newest_first:
+    async def adopt(self, backend: Backend, tasks: asyncio.TaskGroup) -> None:
+        """Take over what an earlier agent left: whole engines are kept, remains of broken ones are ended.
+
+        Before that nothing is started there.
+        """
+        running = await self._workshop.launchers[backend].running()
+        for engine in sorted(running, key=lambda engine: -engine.mark.epoch):  # the newest first
             placement_id = engine.mark.placement
             known = self._replicas.get(placement_id)
-            if known is not None and known.mark is None:
-                continue  # it is about to start; then it finds this one
-            if engine.is_whole and known is None:
+            if engine.is_whole and (known is None or known.seen.stage is Stage.ABSENT):
                 log.info("adopted %s (epoch %d), process %d", placement_id, engine.mark.epoch, engine.pid)
                 self._replicas[placement_id] = Replica(placement_id, self._workshop)
                 self._replicas[placement_id].adopt(engine, tasks)
             else:
                 log.warning("ending what an earlier run left of %s (process %d)", engine.mark, engine.pid)
                 await engine.kill()
+        self._unseen -= {backend}
+        self.changed.set()
 
     async def follow(self, store: EtcdStore, prefix: str) -> None:
         """Look again whenever something changed there. Never returns."""
@@ -145,7 +149,7 @@ class NodeAgent:
         seen = {placement_id: replica.seen for placement_id, replica in self._replicas.items()}
         wanted = self._own.known.wanted if self._own.known else None
         forgotten = set()
-        for action in plan(Situation(loop.time(), wanted, seen, self._closed)):
+        for action in plan(Situation(loop.time(), wanted, seen, self._closed, self._unseen)):
             match action:
                 case Start(placement):
                     self._replica(placement.id).start(placement, tasks)

@@ -1,7 +1,8 @@
 """What this node should do next. Pure: no clock, no store, no process; time is a field of what was seen.
 
-One action for every placement id that is wanted, seen or reported. Two rules stand above the table: without a reading
-of the store nothing is concluded, and a placement that cannot be read is left as it is.
+One action for every placement id that is wanted, seen or reported. Three rules stand above the table: without a reading
+of the store nothing is concluded, a placement that cannot be read is left as it is, and while it is not known what an
+earlier run left, nothing is started beside it and nothing is called gone.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from deepinfer.fleet.resources import Intent, Placement
+from deepinfer.fleet.spec import Backend
 
 
 class Stage(StrEnum):
@@ -51,6 +53,7 @@ class Situation:
     wanted: Wanted | None = None  # None: the store was never read, so nothing is known
     seen: Mapping[str, Seen] = field(default_factory=dict)
     closed: tuple[str, ...] = ()  # why nothing new is started here; empty: it is
+    unseen: frozenset[Backend] = frozenset()  # they have not told yet what an earlier run left here
 
 
 @dataclass(frozen=True)
@@ -108,10 +111,14 @@ def _actions(situation: Situation) -> Iterator[Action]:
     for placement_id in sorted({*placements, *situation.seen, *wanted.reported} - wanted.unreadable):
         seen = situation.seen.get(placement_id) or Seen(placement_id, 0, Stage.ABSENT)
         placement = placements.get(placement_id)
+        is_reported = placement_id in wanted.reported
         if placement is not None and placement.intent is Intent.SERVE:
-            yield _held(_serve(placement, seen, situation.now), seen, situation.closed)
+            action = _held(_serve(placement, seen, situation.now), seen, situation.closed)
         else:
-            yield _end(seen, known=placement_id in situation.seen or placement_id in wanted.reported)
+            action = _end(seen, known=placement_id in situation.seen or is_reported)
+        if placement is not None and placement.spec.backend in situation.unseen:
+            action = _waiting(action, placement, is_reported=is_reported)
+        yield action
     yield from (Keep(placement_id) for placement_id in sorted(wanted.unreadable))
 
 
@@ -136,6 +143,18 @@ def _held(action: Action, seen: Seen, closed: tuple[str, ...]) -> Action:
     match action:
         case Start(placement) if closed and (seen.stage, seen.epoch) != (Stage.CRASHED, placement.epoch):
             return Hold(placement, closed)
+    return action
+
+
+def _waiting(action: Action, placement: Placement, *, is_reported: bool) -> Action:
+    """Its engine may be there. What an earlier run reported of it stands until more is known."""
+    match action:
+        case Start() | Hold() | Forget() if is_reported:
+            return Keep(placement.id)
+        case Start():
+            return Hold(placement, (f"{placement.spec.backend} has not told yet what runs here",))
+        case Forget():
+            return Keep(placement.id)
     return action
 
 

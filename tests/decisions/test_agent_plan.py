@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from deepinfer.agent.plan import Forget, Hold, Keep, Seen, Situation, Stage, Start, Stop, Wait, Wanted, plan
 from deepinfer.agent.restarts import FORGIVEN_AFTER_SECONDS, Restarts
 from deepinfer.fleet.resources import Intent, Phase, Placement, ReplicaStatus
+from deepinfer.fleet.spec import Backend, DeploymentSpec
 from tests.fleet_values import placement
 
 ID = placement().id
 SERVE = placement(epoch=2)
 DRAIN = placement(epoch=2, intent=Intent.DRAIN)
+BOXED = DeploymentSpec(model="org/model", model_path="/model", backend=Backend.DOCKER, docker_image="vllm/vllm-openai")
 GONE = None
 
 
@@ -95,6 +97,31 @@ def test_a_status_of_which_nothing_is_left_is_removed() -> None:
     assert plan(Situation(0, Wanted(reported=frozenset({ID})))) == (Forget(ID),)
     drained = Wanted(placements=(DRAIN,), reported=frozenset({ID}))
     assert plan(Situation(0, drained)) == (Forget(ID),)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "seen", "reported", "action"),
+    [
+        (SERVE, None, False, Hold(SERVE, ("docker has not told yet what runs here",))),
+        (SERVE, None, True, Keep(ID)),  # what an earlier agent reported of it stands
+        (SERVE, Seen(ID, 2, Stage.ABSENT), True, Keep(ID)),  # held before
+        (SERVE, Seen(ID, 1, Stage.RUNNING), True, Stop(ID)),  # by the backend that it had before
+        (SERVE, Seen(ID, 1, Stage.CRASHED), True, Keep(ID)),
+        (DRAIN, None, True, Keep(ID)),
+        (DRAIN, Seen(ID, 2, Stage.ABSENT), False, Keep(ID)),
+        (DRAIN, Seen(ID, 1, Stage.RUNNING), True, Stop(ID)),
+        (GONE, None, True, Forget(ID)),  # nobody waits for it, and its container is ended when it is found
+    ],
+)
+def test_while_docker_is_silent_its_containers_are_neither_gone_nor_started_again(
+    wanted: Placement | None, seen: Seen | None, reported: bool, action: object
+) -> None:
+    boxed = [p.model_copy(update={"spec": BOXED}) for p in (wanted,) if p]
+    reading = Wanted(tuple(boxed), reported=frozenset({ID} if reported else ()))
+    expected = replace(action, placement=boxed[0]) if isinstance(action, Hold) else action
+    situation = Situation(10, reading, {ID: seen} if seen else {}, unseen=frozenset({Backend.DOCKER}))
+    assert plan(situation) == (expected,)
+    assert plan(replace(situation, unseen=frozenset({Backend.NATIVE}))) == plan(replace(situation, unseen=frozenset()))
 
 
 def test_nothing_is_concluded_without_a_reading() -> None:

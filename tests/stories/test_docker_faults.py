@@ -83,6 +83,29 @@ def test_an_agent_that_comes_back_while_docker_hangs_starts_nothing_twice(fleet:
     assert len(fleet.containers()) == 2
 
 
+def test_what_is_deleted_while_docker_hangs_is_gone_when_docker_says_so(fleet: BoxedFleet) -> None:
+    """Also for an agent that has not seen its container yet."""
+    before = fleet.wait_ready("boxed")
+    eventually(lambda: not node(fleet)["trouble"], 10)
+    fleet.boxed("second")
+    (second,) = fleet.wait_ready("second")
+    worker = fleet.workers["node-1"]
+    worker.kill()
+    worker.wait()
+    fleet.engine.pause()
+    try:
+        fleet.start_worker()
+        assert fleet.http.delete("/v1/deployments/second").status_code == 202
+        eventually(lambda: [replica["intent"] for replica in fleet.replicas("second")] == ["drain"])
+        time.sleep(2)  # nothing tells that nothing happens
+        assert [replica["pid"] for replica in fleet.replicas("second")] == [second["pid"]]
+    finally:
+        fleet.engine.resume()
+    eventually(lambda: not fleet.replicas("second"), 60)
+    assert len(fleet.containers()) == 2
+    assert [replica["pid"] for replica in fleet.wait_ready("boxed")] == [replica["pid"] for replica in before]
+
+
 def test_without_docker_a_new_deployment_has_no_place_and_says_why(fleet: BoxedFleet) -> None:
     before = fleet.wait_ready("boxed")
     fleet.engine.kill()
