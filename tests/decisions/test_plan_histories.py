@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from deepinfer.control_plane.scheduler.fit import same_engine
 from deepinfer.control_plane.scheduler.foresight import foreseen, with_agents_work
 from deepinfer.control_plane.scheduler.plan import Plan, plan, planned
+from deepinfer.control_plane.scheduler.rebalancing import better_places
 from deepinfer.control_plane.scheduler.sight import Outlook, Sight
 from deepinfer.fleet.resources import Deployment, Intent, Move, Node, NodeSettings, Phase, Placement
 from deepinfer.fleet.snapshot import Snapshot
-from tests.decisions.test_plan import check_devices_and_replicas, deployment, node, ready, with_deployments
+from tests.decisions.test_plan import check_devices_and_replicas, deployment, node, ready, running, with_deployments
 
 NODES = {
     n.name: n
@@ -236,6 +237,43 @@ def test_what_is_lost_is_replaced_elsewhere_and_fenced_where_it_was(events: list
         if placement.node in lost and (placement.node, placement.id) in told:
             fence = next(p for p in wanted.placements if (p.node, p.id) == (placement.node, placement.id))
             assert fence.intent is Intent.DRAIN, "when the node returns, it is told to end it"
+
+
+@settings(max_examples=100, deadline=None)
+@given(HISTORIES, st.sets(st.sampled_from(sorted(NODES)), max_size=2))
+def test_without_what_is_lost_the_fleet_comes_to_rest_as_was_asked_or_with_a_refusal(
+    events: list[Event], lost: set[str]
+) -> None:
+    fleet = lived(events)
+    fleet = dataclasses.replace(fleet, nodes=tuple(n for n in fleet.nodes if n.name not in lost))
+    alive = {n.name for n in fleet.nodes}
+    end = foreseen(fleet, Outlook(lost=frozenset(NODES.keys() - alive)))
+    assert end.is_final
+    given_up = {s.node for s in fleet.node_settings if s.drain} | {n.name for n in fleet.nodes if n.leaving}
+    refused = {refusal.deployment: refusal.missing for refusal in end.plan.refusals}
+    for d in fleet.deployments:
+        serving = [p for p in own(planned(fleet, end.plan), d) if p.intent is Intent.SERVE]
+        assert all(p.node in alive for p in serving)
+        good = [p for p in serving if same_engine(p.spec, d.spec) and p.node not in given_up]
+        assert len(good) + refused.get(d.name, 0) >= d.spec.replicas
+        assert d.name in refused or len(serving) == d.spec.replicas
+
+
+def test_what_can_never_drain_holds_up_neither_a_rollout_nor_a_rebalance() -> None:
+    gpus = {name: node(name, cuda=1, cpu=False) for name in "abc"}
+    fleet = Snapshot(deployments=(deployment(replicas=2),), nodes=tuple(gpus.values()))
+    fleet = with_agents_work(planned(fleet, plan(fleet)))
+    fleet, lost = with_node(fleet, "b", None), Outlook(lost=frozenset("b"))
+    fleet = with_agents_work(planned(fleet, foreseen(fleet, lost).plan))
+    fence = [(p.id, p.why) for p in fleet.placements if p.node == "b"]
+    assert fence == [("chat-aaaaa-1", "node b is lost")]
+    changed = dataclasses.replace(fleet, deployments=(deployment(replicas=2, generation=2, max_model_len=64),))
+    end = foreseen(changed, lost).plan
+    assert [(p.node, p.generation) for p in end.placements if p.intent is Intent.SERVE] == [("a", 2), ("c", 2)]
+    crowded = running((deployment(replicas=2),), (node("a", cuda=2, cpu=False), gpus["b"]))
+    crowded = with_node(crowded, "b", None)
+    crowded = with_agents_work(planned(crowded, foreseen(crowded, lost).plan))
+    assert [m.placement for m in better_places(with_node(crowded, "c", gpus["c"]))] == ["chat-aaaaa-0"]
 
 
 def test_an_engine_that_answers_is_not_lost_with_its_agent() -> None:

@@ -28,9 +28,10 @@ def better_places(fleet: Snapshot, outlook: Outlook = Outlook()) -> tuple[Move, 
 
 
 def _movable(deployment: Deployment, room: Room, sight: Sight) -> Iterator[Placement]:
-    own = sorted(room.of(deployment.name), key=lambda placement: placement.id)
+    """What drains on a node that is not there may do so for ever, and keeps nobody from moving."""
+    own = [p for p in room.of(deployment.name) if p.intent is Intent.SERVE or p.node in sight.verified]
     if all(p.intent is Intent.SERVE and sight.is_ready(p) and p.node in sight.verified for p in own):
-        yield from own
+        yield from sorted(own, key=lambda placement: placement.id)
 
 
 def _moves(placement: Placement, deployment: Deployment, room: Room) -> bool:

@@ -66,7 +66,7 @@ class Roll:
             return
         self._own = own
         serving = [placement for placement in own if placement.intent is Intent.SERVE]
-        self._some_drain = len(serving) < len(own)
+        self._some_drain = any(p.intent is Intent.DRAIN and p.node in self._sight.verified for p in own)
         self._good, self._bad = [], []
         for placement in serving:
             (self._bad if self._must_be_replaced(placement) else self._good).append(placement)
@@ -142,7 +142,10 @@ class Roll:
         self._shortfall.waits_for += sorted(set(waiting))
 
     def _is_at_rest(self) -> bool:
-        """No more are there than wanted, nothing is under way, and no other is out of service."""
+        """No more are there than wanted, nothing is under way, and no other is out of service.
+
+        What drains on a node that is not there may do so for ever, so it is not waited for.
+        """
         if self._total > self._wanted:
             return False
         at_least = self._total - max(1, self.deployment.spec.rollout.max_unavailable)
