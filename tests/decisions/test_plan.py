@@ -436,3 +436,34 @@ def test_a_container_stays_where_it_is_when_docker_has_trouble() -> None:
     troubled = with_docker(node("a"), ContainerRuntime(version="28.0", trouble="it does not answer"))
     later = dataclasses.replace(fleet, nodes=(troubled, with_docker(node("b"))))
     assert plan(later).placements == fleet.placements
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted", "reason"),
+    [
+        ({"pressure": ("disk /: 1 % left",)}, {"max_model_len": 64}, "takes nothing new: disk /: 1 % left"),
+        ({"fleet_trouble": "fleet b"}, {"max_model_len": 64}, "goes by another store: fleet b"),
+        ({}, BOXED, "has not told whether it has Docker"),
+        ({"containers": ContainerRuntime(trouble="silent")}, BOXED, "cannot run containers: silent"),
+    ],
+)
+def test_what_serves_is_not_ended_for_a_successor_that_would_not_start(
+    there: dict[str, Any], wanted: dict[str, Any], reason: str
+) -> None:
+    fleet = running((deployment(),), (node("a", cuda=1, cpu=False),))
+    fleet = dataclasses.replace(
+        fleet,
+        nodes=(fleet.nodes[0].model_copy(update=there),),
+        deployments=(deployment(generation=2, **wanted),),
+    )
+    told_now = plan(fleet)
+    assert told_now.placements == fleet.placements
+    assert [r.reasons for r in told_now.refusals] == [{"a": reason}]
+
+
+def test_a_container_does_not_take_over_simulated_devices() -> None:
+    devices = (Device(id="sim:0", kind="sim", name="simulated", memory_bytes=1),)
+    fleet = running((deployment(),), (with_docker(node("a").model_copy(update={"devices": devices})),))
+    assert [p.devices for p in fleet.placements] == [("sim:0",)]
+    fleet = dataclasses.replace(fleet, deployments=(deployment(generation=2, **BOXED),))
+    assert plan(fleet).placements == fleet.placements

@@ -17,13 +17,20 @@ def ineligible(deployment: Deployment, node: Node, beside: Iterable[str], sight:
         return f"is drained; `deepinfer uncordon {node.name}` lets it take replicas again"
     if settings is not None and settings.cordoned:
         return f"is cordoned; `deepinfer uncordon {node.name}` lets it take replicas again"
+    return (
+        starts_nothing(node)
+        or missing_label(deployment.spec.node_selector, node)
+        or _not_beside(deployment, beside, sight)
+    )
+
+
+def starts_nothing(node: Node) -> str:
+    """Why its agent would not start an engine now, be it in the place of another; empty if it would."""
     if node.leaving:
         return "is leaving"
     if node.fleet_trouble:
         return f"goes by another store: {node.fleet_trouble}"
-    if node.pressure:
-        return f"takes nothing new: {'; '.join(node.pressure)}"
-    return missing_label(deployment.spec.node_selector, node) or _not_beside(deployment, beside, sight)
+    return f"takes nothing new: {'; '.join(node.pressure)}" if node.pressure else ""
 
 
 def _not_beside(deployment: Deployment, beside: Iterable[str], sight: Sight) -> str:

@@ -108,15 +108,19 @@ def _remembered(question: _Question) -> tuple[str, ...] | None:
 
 def still_fits(spec: DeploymentSpec, node: Node, devices: tuple[str, ...]) -> bool:
     """Whether a replica that holds `devices` of `node` may stay on them with this spec."""
-    if not set(devices) <= {device.id for device in node.devices} or (
-        spec.backend is not Backend.DOCKER and _refused_on(devices, spec, node)
-    ):
+    if not set(devices) <= {device.id for device in node.devices} or not _runs_on(spec, node, devices):
         return False
     if spec.device == "cpu":
         return devices == CPU
     if spec.device == "auto":
         return len(devices) == devices_needed(spec)
     return devices == named_devices(spec)
+
+
+def _runs_on(spec: DeploymentSpec, node: Node, devices: tuple[str, ...]) -> bool:
+    if spec.backend is Backend.DOCKER:
+        return not _without_containers(node) and not any(device.startswith("sim:") for device in devices)
+    return not _refused_on(devices, spec, node)
 
 
 def exclusive(devices: tuple[str, ...]) -> tuple[str, ...]:
@@ -126,9 +130,8 @@ def exclusive(devices: tuple[str, ...]) -> tuple[str, ...]:
 
 def _for_a_container(spec: DeploymentSpec, node: Node, taken: Mapping[str, str]) -> tuple[str, ...] | NoFit:
     """What the image needs of a device only the image knows: any free ones of one kind will do."""
-    runtime = node.containers
-    if runtime is None or runtime.trouble:
-        return NoFit(f"cannot run containers: {runtime.trouble}" if runtime else "has not told whether it has Docker")
+    if refused := _without_containers(node):
+        return refused
     if spec.device != "auto":
         wanted = CPU if spec.device == "cpu" else named_devices(spec)
         return _exactly(wanted, node, taken) or wanted
@@ -146,6 +149,12 @@ def _for_a_container(spec: DeploymentSpec, node: Node, taken: Mapping[str, str])
     most = max(map(len, free.values()), default=0)
     holders = _holders([device.id for device in accelerators], taken)
     return NoFit(f"has {most} free accelerators of the {needed} needed{holders}")
+
+
+def _without_containers(node: Node) -> NoFit | None:
+    if node.containers is None:
+        return NoFit("has not told whether it has Docker")
+    return NoFit(f"cannot run containers: {node.containers.trouble}") if node.containers.trouble else None
 
 
 def _holders(offered: Iterable[str], taken: Mapping[str, str]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from deepinfer.control_plane.scheduler.eligibility import starts_nothing
 from deepinfer.control_plane.scheduler.fit import still_fits
 from deepinfer.control_plane.scheduler.making_way import made_way
 from deepinfer.control_plane.scheduler.room import Room
@@ -175,6 +176,7 @@ class Roll:
         node = self._sight.verified.get(placement.node)
         return (
             node is not None
+            and not starts_nothing(node)
             and not self._sight.wants_it_elsewhere(placement)
             and still_fits(self.deployment.spec, node, placement.devices)
         )
