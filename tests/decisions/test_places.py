@@ -6,7 +6,8 @@ import dataclasses
 
 from deepinfer.control_plane.scheduler.foresight import foreseen, with_agents_work
 from deepinfer.control_plane.scheduler.plan import plan, planned
-from deepinfer.fleet.resources import Node, NodeSettings
+from deepinfer.fleet import keys
+from deepinfer.fleet.resources import Intent, Node, NodeSettings
 from deepinfer.fleet.snapshot import Snapshot
 from tests.decisions.test_plan import deployment, node, running
 
@@ -44,6 +45,21 @@ def test_an_equal_priority_takes_nothing() -> None:
     fleet = with_one_more(running((deployment("first", priority=9),), (gpus("a", 1),)), 9)
     assert places(fleet) == [("first-aaaaa-0", "a", "serve")]
     assert [r.waits_for for r in plan(fleet).refusals] == [""]
+
+
+def test_what_cannot_be_read_is_sent_away_by_nobody_and_what_drains_of_it_still_ends() -> None:
+    known = deployment("low")
+    fleet = running((known,), (gpus("a", 1),))
+    unreadable = {keys.deployment("low"): "model: Field required"}
+    fleet = with_one_more(dataclasses.replace(fleet, deployments=(), unreadable=unreadable), 9)
+    assert [(p.id, p.intent) for p in plan(fleet).placements] == [("low-aaaaa-0", "serve")]
+    assert [r.waits_for for r in plan(fleet).refusals] == [""]
+    sent_away = tuple(
+        p.model_copy(update={"intent": Intent.DRAIN, "why": "it was told so before"}) for p in fleet.placements
+    )
+    fleet = dataclasses.replace(fleet, placements=sent_away)
+    assert [r.waits_for for r in plan(fleet).refusals] == ["low-aaaaa-0 to drain on a"]
+    assert places(fleet) == [("urgent-uuuuu-0", "a", "serve")]
 
 
 def test_nobody_is_sent_away_while_what_drains_makes_the_room() -> None:

@@ -81,10 +81,13 @@ def _devices_without(
 
 
 def _is_weaker(placement: Placement, deployment: Deployment, sight: Sight) -> bool:
+    """Nobody goes whose deployment cannot be read: it may have become the more important one."""
+    if placement.deployment in sight.unreadable_deployments:
+        return False
     return any(exclusive(placement.devices)) and _priority(placement, sight) < deployment.spec.priority
 
 
 def _priority(placement: Placement, sight: Sight) -> int:
-    """Of what its deployment now says; of a deleted or unreadable one, what it was placed with."""
+    """Of what its deployment now says; of a deleted one, what it was placed with."""
     deployment = sight.deployments.get(placement.deployment)
     return (deployment.spec if deployment else placement.spec).priority

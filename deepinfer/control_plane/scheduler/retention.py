@@ -19,7 +19,8 @@ def retained(sight: Sight) -> Iterator[Placement]:
     newest_first = sorted(sight.fleet.placements, key=lambda p: (p.id, -p.epoch, p.node))
     for placement in newest_first:
         if placement.deployment in sight.unreadable_deployments:
-            yield placement
+            if placement.intent is Intent.SERVE or not sight.is_gone(placement):
+                yield placement
             continue
         if sight.has_stopped(placement):
             continue  # it may have a new place at once
