@@ -131,13 +131,15 @@ class Refusal(Record):
 
     deployment: Name
     missing: int  # replicas without a place
-    reasons: dict[str, str]  # node -> why not
+    reasons: dict[str, str]  # node -> why not, of the first ones by name
+    untold: int = 0  # nodes more; `deepinfer explain` has the reasons of all
     waits_for: str = ""  # what will make room by itself
 
     @property
     def told(self) -> str:
-        """All the reasons; empty where there is no node."""
-        return "; ".join(f"{node} {reason}" for node, reason in self.reasons.items())
+        """The reasons; empty where there is no node."""
+        more = [f"and {self.untold} more nodes (see `deepinfer explain {self.deployment}`)"] if self.untold else []
+        return "; ".join([*(f"{node} {reason}" for node, reason in self.reasons.items()), *more])
 
 
 class Absence(Record):

@@ -134,6 +134,17 @@ def test_a_drained_node_is_emptied_one_by_one_and_only_into_room() -> None:
     assert sorted(place[1] for place in places(roomy)) == ["b", "c"]
 
 
+def test_a_refusal_by_thousands_of_nodes_stays_small_enough_to_be_written() -> None:
+    long = "x" * 62
+    fleet = running((deployment(long, replicas=800),), tuple(gpus(f"{long[:58]}{i:04}", 8) for i in range(100)))
+    many = tuple(gpus(f"{long[:58]}{i:04}", 8) for i in range(100, 3000))
+    full = dataclasses.replace(fleet, nodes=(*fleet.nodes, *(n.model_copy(update={"leaving": True}) for n in many)))
+    (refusal,) = plan(with_one_more(full, 0)).refusals
+    assert len(refusal.to_json()) < 100_000
+    assert (len(refusal.reasons), refusal.untold) == (50, 2950)
+    assert refusal.told.endswith("; and 2950 more nodes (see `deepinfer explain urgent`)")
+
+
 def test_a_node_under_pressure_takes_nothing_and_says_what_it_lacks() -> None:
     short = node("a").model_copy(update={"pressure": ("memory: 2 % of 24 GiB left",)})
     told = plan(Snapshot(deployments=(deployment(),), nodes=(short,)))

@@ -17,8 +17,11 @@ from deepinfer.control_plane.scheduler.roll import Roll, Shortfall
 from deepinfer.control_plane.scheduler.room import Room
 from deepinfer.control_plane.scheduler.sight import Outlook, Sight
 from deepinfer.fleet import keys
-from deepinfer.fleet.resources import Deployment, Placement, Refusal
+from deepinfer.fleet.resources import Deployment, Node, Placement, Refusal
 from deepinfer.fleet.snapshot import Snapshot
+
+MOST_TOLD = 50
+"""Nodes whose reasons a refusal holds: those of a thousand would be more than etcd takes, and than a person reads."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,20 @@ def rolled_room(sight: Sight) -> tuple[Room, list[tuple[Deployment, Shortfall]]]
 
 def _refusal(deployment: Deployment, shortfall: Shortfall, room: Room, sight: Sight) -> Refusal:
     """Asked when everything is placed, so that the reasons are those of the fleet as it will be."""
-    verdicts = {node.name: room.verdict(deployment, node) for node in sight.fleet.nodes}
-    reasons = {name: verdict.reason for name, verdict in verdicts.items() if isinstance(verdict, NoFit)}
-    reasons |= dict.fromkeys(sight.unreadable_nodes, "its record cannot be read")
+    nodes = {node.name: node for node in sight.fleet.nodes}
+    known = sorted(nodes.keys() | sight.unreadable_nodes)
+    told = ((name, _reason(deployment, nodes.get(name), room)) for name in known[:MOST_TOLD])
     return Refusal(
         deployment=deployment.name,
         missing=shortfall.missing,
-        reasons=dict(sorted(reasons.items())),
+        reasons={name: reason for name, reason in told if reason},
+        untold=len(known[MOST_TOLD:]),
         waits_for="; ".join(shortfall.waits_for),
     )
+
+
+def _reason(deployment: Deployment, node: Node | None, room: Room) -> str:
+    if node is None:
+        return "its record cannot be read"
+    verdict = room.verdict(deployment, node)
+    return verdict.reason if isinstance(verdict, NoFit) else ""
