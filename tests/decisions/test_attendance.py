@@ -6,8 +6,9 @@ import dataclasses
 import math
 
 from deepinfer.control_plane.scheduler.attendance import Attendance, absences, attended, due
+from deepinfer.control_plane.scheduler.decision import Circumstances, Memory, decided
 from deepinfer.fleet import keys
-from deepinfer.fleet.resources import NodeSettings
+from deepinfer.fleet.resources import Intent, NodeSettings
 from deepinfer.fleet.snapshot import Snapshot
 from tests.decisions.test_plan import deployment, node, running
 
@@ -98,3 +99,40 @@ def test_an_absence_keeps_the_time_of_its_first_telling() -> None:
     later = dataclasses.replace(away, absences=told)
     seen = attended(seen, later, 60.0, GRACE)
     assert [(a.since, a.lost) for a in absences(seen, later, "later")] == [("first", True)]
+
+
+def test_an_engine_of_a_lost_node_may_be_silent_for_a_moment_also_before_a_new_leader() -> None:
+    away = without(fleet(3), "n0")
+    (engine,) = ((p.id, p.epoch) for p in away.placements if p.node == "n0")
+    lost = Attendance(away_since={"n0": 0.0}, lost=frozenset({"n0"}))
+    seen = attended(lost, away, 100.0, GRACE, {engine})
+    assert (seen.waited_for, due(seen, GRACE)) == (frozenset(), math.inf)
+    for before in (seen, lost):
+        silent = attended(before, away, 105.0, GRACE)
+        assert (set(silent.waited_for), due(silent, GRACE)) == ({engine}, 115.0)
+        assert attended(silent, away, 114.9, GRACE).waited_for == {engine}
+        assert not attended(silent, away, 115.0, GRACE).waited_for
+
+
+def test_who_was_silent_all_along_is_lost_with_its_node() -> None:
+    away = without(fleet(3), "n0")
+    seen = attended(attended(Attendance(), away, 0.0, GRACE), away, 60.0, GRACE)
+    assert (set(seen.lost), seen.waited_for) == ({"n0"}, frozenset())
+
+
+def test_a_leader_that_has_no_connections_yet_gives_up_nobody_who_serves() -> None:
+    away = without(fleet(3), "n0")
+    told = absences(Attendance({"n0": 0.0}, frozenset({"n0"})), away, "before")
+    away = dataclasses.replace(away, absences=told)
+    (engine,) = ((p.id, p.epoch) for p in away.placements if p.node == "n0")
+
+    def drained(memory: Memory, now: float, answering: frozenset[tuple[str, int]]) -> tuple[list[str], Memory]:
+        decision = decided(away, memory, Circumstances(now, "now", answering))
+        placements = decision.memory.last.fleet.placements if decision.memory.last else ()
+        return [p.id for p in placements if p.intent is Intent.DRAIN], decision.memory
+
+    at_first, memory = drained(Memory(), 0.0, frozenset())
+    connected, memory = drained(memory, 1.0, frozenset({engine}))
+    gone, memory = drained(memory, 100.0, frozenset())
+    assert (at_first, connected, gone) == ([], [], [])
+    assert drained(memory, 110.0, frozenset())[0] == [engine[0]]

@@ -4,12 +4,15 @@ A node without its key is unverified, no more: its agent may be restarting, or e
 when that lasts longer than the grace. One node at a time is lost, and none while many are away together, for then the
 store or the network is to be suspected, and whoever re-places a third of a fleet does more harm than good. A person
 knows better: `deepinfer node lost NAME` skips the wait and the brake.
+
+An engine of a lost node that answers is kept. One that falls silent may be between two connections, and a leader that
+has just started has none yet, so it is waited for a moment.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 
 from deepinfer.fleet import keys
@@ -19,6 +22,8 @@ from deepinfer.fleet.snapshot import Snapshot
 BRAKE_FROM = 2  # nodes away together
 BRAKE_SHARE = 1 / 3
 PAUSE_SECONDS = 10.0  # between one loss and the next
+SILENCE_SECONDS = 10.0  # of an engine on a lost node, before it is lost too
+Engine = tuple[str, int]  # placement id and epoch
 
 
 @dataclass(frozen=True)
@@ -29,9 +34,13 @@ class Attendance:
     lost: frozenset[str] = frozenset()
     last_loss: float = float("-inf")
     brake: str = ""  # why nobody is given up now
+    silent_since: Mapping[Engine, float] = field(default_factory=dict)  # of nodes that are away
+    waited_for: frozenset[Engine] = frozenset()  # of lost nodes, and not silent for long
 
 
-def attended(before: Attendance, fleet: Snapshot, now: float, grace_seconds: float) -> Attendance:
+def attended(
+    before: Attendance, fleet: Snapshot, now: float, grace_seconds: float, answering: Container[Engine] = ()
+) -> Attendance:
     """The attendance as of `now`, which never runs backwards."""
     away = _away(fleet)
     since = {name: before.away_since.get(name, now) for name in away}
@@ -43,15 +52,21 @@ def attended(before: Attendance, fleet: Snapshot, now: float, grace_seconds: flo
     last_loss = before.last_loss
     if overdue and not brake and now - last_loss >= PAUSE_SECONDS:
         lost, last_loss = lost | {overdue[0][1]}, now
-    return Attendance(since, lost, last_loss, brake)
+    silent = {engine: node for engine, node in _engines(fleet, away).items() if engine not in answering}
+    silent_since = {engine: before.silent_since.get(engine, now) for engine in silent}
+    patience = min(SILENCE_SECONDS, grace_seconds)
+    waited_for = {e for e, node in silent.items() if node in lost and now - silent_since[e] < patience}
+    return Attendance(since, lost, last_loss, brake, silent_since, frozenset(waited_for))
 
 
 def due(attendance: Attendance, grace_seconds: float) -> float:
     """When somebody is to be given up if nothing changes until then; infinity if only a change could lead to that."""
+    patience = min(SILENCE_SECONDS, grace_seconds)
+    silent = min((attendance.silent_since[engine] + patience for engine in attendance.waited_for), default=math.inf)
     overdue = [since + grace_seconds for name, since in attendance.away_since.items() if name not in attendance.lost]
     if not overdue or attendance.brake:
-        return math.inf
-    return max(min(overdue), attendance.last_loss + PAUSE_SECONDS)
+        return silent
+    return min(silent, max(min(overdue), attendance.last_loss + PAUSE_SECONDS))
 
 
 def absences(attendance: Attendance, fleet: Snapshot, now: str) -> tuple[Absence, ...]:
@@ -75,6 +90,12 @@ def _away(fleet: Snapshot) -> frozenset[str]:
     fenced = {p.node for p in fleet.placements if p.intent is Intent.DRAIN and p.why.endswith(" is lost")}
     serving = {p.node for p in fleet.placements if p.intent is Intent.SERVE}
     return frozenset((serving | fenced) - there)
+
+
+def _engines(fleet: Snapshot, away: frozenset[str]) -> Mapping[Engine, str]:
+    """What should serve on these nodes, and where."""
+    serving = (p for p in fleet.placements if p.intent is Intent.SERVE) if away else ()
+    return {(p.id, p.epoch): p.node for p in serving if p.node in away}
 
 
 def _brake(away: int, all_known: int) -> str:

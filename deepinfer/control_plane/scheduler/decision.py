@@ -47,8 +47,9 @@ class Decision:
 
 def decided(fleet: Snapshot, memory: Memory, known: Circumstances) -> Decision:
     """Rollouts first, for the plan follows from them; then conditions, which tell how the plan leaves the fleet."""
-    attendance = attended(_known_before(memory, fleet), fleet, known.now, known.node_grace_seconds)
-    outlook = Outlook(attendance.lost, known.answering)
+    before, answering = _known_before(memory, fleet), known.answering or frozenset()
+    attendance = attended(before, fleet, known.now, known.node_grace_seconds, answering)
+    outlook = Outlook(attendance.lost, known.answering, attendance.waited_for)
     verdicts = judged(Sight(fleet, outlook), memory.paces, known.now)
     wanted = fleet.but(rollouts=verdicts.rollouts)
     wanted = planned(wanted, plan(wanted, outlook))

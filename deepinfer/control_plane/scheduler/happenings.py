@@ -49,7 +49,9 @@ def _of_nodes(before: Look, now: Look) -> Iterator[Happening]:
     for name in sorted(then.keys() - there.keys()):
         yield Happening(f"nodes/{name}", "Away", f"node {name} is not connected; its engines may serve on")
     for name in sorted(now.attendance.lost - before.attendance.lost):
-        yield Happening(f"nodes/{name}", "Lost", f"node {name} is given up; its replicas get other places")
+        yield Happening(
+            f"nodes/{name}", "Lost", f"node {name} is given up; what does not answer there gets another place"
+        )
     for name in sorted(there.keys() & then.keys()):
         if there[name].pressure != then[name].pressure:
             told = "; ".join(there[name].pressure) or f"node {name} has room again"

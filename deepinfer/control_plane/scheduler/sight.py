@@ -20,6 +20,7 @@ class Outlook:
     lost: frozenset[str] = frozenset()  # nodes that were away so long that they are not waited for
     answering: frozenset[tuple[str, int]] | None = None
     """Ids and epochs of the engines that answer this control plane's own gateway; None where it has not looked."""
+    waited_for: frozenset[tuple[str, int]] = frozenset()  # they fell silent just now
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,9 @@ class Sight:
 
     def is_lost(self, placement: Placement) -> bool:
         """Whether it is not waited for any longer. An engine that answers is not lost, wherever its agent is."""
-        return (
-            placement.node in self.outlook.lost and placement.node not in self._alive and not self._answers(placement)
-        )
+        if placement.node not in self.outlook.lost or placement.node in self._alive:
+            return False
+        return not self._answers(placement) and (placement.id, placement.epoch) not in self.outlook.waited_for
 
     def is_ready(self, placement: Placement) -> bool:
         """Of a node that is not there, only an answer tells."""
