@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from deepinfer.control_plane.scheduler import fit
 from deepinfer.control_plane.scheduler.foresight import foreseen, with_agents_work
 from deepinfer.control_plane.scheduler.plan import plan, planned
 from deepinfer.fleet import keys
@@ -39,6 +40,20 @@ def test_a_higher_priority_takes_the_devices_of_the_lowest_and_no_more_than_it_n
     (waiting,) = (refusal for refusal in told.refusals if refusal.deployment == "urgent")
     assert waiting.waits_for == "low-lllll-0, mid-mmmmm-0 to drain on a"
     assert places(fleet) == [("mid-mmmmm-1", "a", "serve"), ("urgent-uuuuu-0", "a", "serve")]
+
+
+def test_way_for_many_is_made_without_looking_at_every_node_for_each() -> None:
+    fleet = running((deployment("low", replicas=150),), tuple(gpus(f"n{i:03}", 1) for i in range(150)))
+    fleet = with_one_more(fleet, 9, replicas=150)
+    before = devices_asked_for()
+    (waiting,) = (refusal for refusal in plan(fleet).refusals if refusal.deployment == "urgent")
+    assert waiting.missing == 150
+    assert devices_asked_for() - before < 20 * 150
+
+
+def devices_asked_for() -> int:
+    asked = fit._remembered.cache_info()
+    return asked.hits + asked.misses
 
 
 def test_an_equal_priority_takes_nothing() -> None:

@@ -6,6 +6,7 @@ room. The devices are promised at once, so that what comes later in the pass doe
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from deepinfer.control_plane.scheduler.fit import exclusive, fitting_devices
 from deepinfer.control_plane.scheduler.room import Room
 from deepinfer.control_plane.scheduler.sight import Sight
 from deepinfer.fleet.resources import Deployment, Intent, Node, Placement
+
+_KINDS_OF_WAY = 2  # to wait, then to use force
 
 
 @dataclass(frozen=True)
@@ -34,21 +37,60 @@ class Way:
     waits_for: str = ""
 
 
-def made_way(deployment: Deployment, room: Room, sight: Sight) -> Way:
-    """For one replica; what is neither free nor waits for anything has no way."""
-    eligible = [n for n in sight.verified.values() if not ineligible(deployment, n, room.beside(n.name), sight)]
-    waiting = [site for node in eligible if (site := _when_drained(deployment, node, room))]
-    sites = waiting or [site for node in eligible if (site := _by_force(deployment, node, room, sight))]
-    if not sites:
-        return Way()
-    best = min(sites, key=lambda site: (site.cost, site.node.name))
-    for victim in best.victims:
-        room.send_away(victim, f"{deployment.name} of priority {deployment.spec.priority} takes its devices")
-    held = sorted(p.id for p in room.on(best.node.name) if set(exclusive(p.devices)) & set(best.devices))
-    if not held:
-        return Way(is_free=True)
-    room.promise(best.node.name, best.devices, deployment.name)
-    return Way(waits_for=f"{', '.join(held)} to drain on {best.node.name}")
+class Ways:
+    """Of one deployment in one pass.
+
+    A site changes only with what is on its node, so the best one is looked at again before it is taken, and not all of
+    them for each replica.
+    """
+
+    def __init__(self, deployment: Deployment, room: Room, sight: Sight) -> None:
+        self._deployment, self._room, self._sight = deployment, room, sight
+        self._sites: list[tuple[bool, tuple[int, int], str, _Site]] = []  # a heap: who sends nobody away comes first
+        self._looks = 0
+
+    def make(self) -> Way:
+        """For one replica; what is neither free nor waits for anything has no way."""
+        best, room, deployment = self._best(), self._room, self._deployment
+        if best is None:
+            return Way()
+        for victim in best.victims:
+            room.send_away(victim, f"{deployment.name} of priority {deployment.spec.priority} takes its devices")
+        held = sorted(p.id for p in room.on(best.node.name) if set(exclusive(p.devices)) & set(best.devices))
+        if held:
+            room.promise(best.node.name, best.devices, deployment.name)
+        self._note(self._site(best.node))
+        return Way(waits_for=f"{', '.join(held)} to drain on {best.node.name}") if held else Way(is_free=True)
+
+    def _best(self) -> _Site | None:
+        while self._sites or self._looks < _KINDS_OF_WAY:
+            if not self._sites:
+                self._look_around()
+                continue
+            *_, best = heapq.heappop(self._sites)
+            now = self._site(best.node)
+            if now == best:
+                return best
+            self._note(now)
+        return None
+
+    def _look_around(self) -> None:
+        """By force only where waiting does not help."""
+        self._looks += 1
+        for node in self._sight.verified.values():
+            self._note(self._site(node))
+
+    def _note(self, site: _Site | None) -> None:
+        if site is not None:
+            heapq.heappush(self._sites, (bool(site.victims), site.cost, site.node.name, site))
+
+    def _site(self, node: Node) -> _Site | None:
+        if ineligible(self._deployment, node, self._room.beside(node.name), self._sight):
+            return None
+        waiting = _when_drained(self._deployment, node, self._room)
+        if waiting is not None or self._looks < _KINDS_OF_WAY:
+            return waiting
+        return _by_force(self._deployment, node, self._room, self._sight)
 
 
 def _when_drained(deployment: Deployment, node: Node, room: Room) -> _Site | None:

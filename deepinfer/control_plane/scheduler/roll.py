@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from deepinfer.control_plane.scheduler.eligibility import starts_nothing
 from deepinfer.control_plane.scheduler.fit import still_fits
-from deepinfer.control_plane.scheduler.making_way import made_way
+from deepinfer.control_plane.scheduler.making_way import Ways
 from deepinfer.control_plane.scheduler.room import Room
 from deepinfer.control_plane.scheduler.sight import Sight
 from deepinfer.fleet.resources import Deployment, Intent, Placement
@@ -130,11 +130,12 @@ class Roll:
     def _do_without(self) -> None:
         """Fewer than wanted are placed: make way for each, or say that there is none."""
         waiting: list[str] = []
+        ways = Ways(self.deployment, self._room, self._sight)
         while self._total + len(waiting) < self._wanted:
             if placed := self._room.place(self.deployment):
                 self._good.append(placed)
                 continue
-            way = made_way(self.deployment, self._room, self._sight)
+            way = ways.make()
             if way.waits_for:
                 waiting.append(way.waits_for)
             elif not way.is_free:
