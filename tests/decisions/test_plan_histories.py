@@ -308,3 +308,19 @@ def test_a_rollout_is_foreseen_to_its_end_by_a_gateway_that_has_looked() -> None
         ("a", 2, "serve", ""),
         ("b", 1, "drain", "generation 2 replaces it"),
     ]
+
+
+def test_fewer_are_wanted_also_while_an_engine_serves_without_its_agent() -> None:
+    fleet = Snapshot(deployments=(deployment(replicas=2),), nodes=(node("a"), node("b")))
+    fleet = with_agents_work(planned(fleet, plan(fleet)))
+    answering = frozenset((p.id, p.epoch) for p in fleet.placements)
+    fewer = with_node(dataclasses.replace(fleet, deployments=(deployment(replicas=1, generation=2),)), "a", None)
+    none = dataclasses.replace(fewer, deployments=(deployment(replicas=0, generation=2),))
+
+    def serving(fleet: Snapshot, lost: str = "") -> list[str]:
+        told = plan(fleet, Outlook(frozenset(lost), answering)).placements
+        return [p.node for p in told if p.intent is Intent.SERVE]
+
+    assert serving(fewer) == ["a", "b"], "a may have been leaving, so that b was started instead"
+    assert serving(fewer, lost="a") == ["b"]
+    assert serving(none) == []

@@ -98,9 +98,14 @@ class Roll:
 
         A node that is not there may have been leaving, so that one more was started: that one is kept till it is back.
         """
-        unverified = any(placement.node not in self._sight.verified for placement in self._good)
-        surplus = -self._missing - (self.deployment.spec.rollout.max_surge if unverified else 0)
-        by_worth = sorted(self._good, key=lambda p: (self._sight.is_ready(p), -p.replica))
+        may_have_left = sum(
+            p.node not in self._sight.verified and not self._sight.is_given_up(p.node) for p in self._good
+        )
+        kept = min(self.deployment.spec.rollout.max_surge, may_have_left) if self._wanted else 0
+        surplus = -self._missing - kept
+        by_worth = sorted(
+            self._good, key=lambda p: (self._sight.is_ready(p), p.node in self._sight.verified, -p.replica)
+        )
         for placement in by_worth[: max(0, surplus)]:
             self._good.remove(placement)
             self._drain(placement, "fewer replicas are wanted")

@@ -84,9 +84,12 @@ class Sight:
 
     def is_lost(self, placement: Placement) -> bool:
         """Whether it is not waited for any longer. An engine that answers is not lost, wherever its agent is."""
-        if placement.node not in self.outlook.lost or placement.node in self._alive:
+        if not self.is_given_up(placement.node):
             return False
         return not self._answers(placement) and (placement.id, placement.epoch) not in self.outlook.waited_for
+
+    def is_given_up(self, node: str) -> bool:
+        return node in self.outlook.lost and node not in self._alive
 
     def is_ready(self, placement: Placement) -> bool:
         """Of a node that is not there, only an answer tells."""
