@@ -13,7 +13,7 @@ from deepinfer.control_plane.scheduler.plan import plan, planned
 from deepinfer.control_plane.scheduler.sight import Sight
 from deepinfer.control_plane.scheduler.standing import standings
 from deepinfer.fleet.conditions import Aspect
-from deepinfer.fleet.resources import Intent, Phase, ReplicaStatus
+from deepinfer.fleet.resources import Intent, NodeSettings, Phase, ReplicaStatus
 from deepinfer.fleet.rollout import Outcome
 from deepinfer.fleet.snapshot import Snapshot
 from tests.decisions.test_plan import deployment, node, ready
@@ -150,6 +150,28 @@ def test_a_change_of_the_number_alone_is_never_rolled_back() -> None:
     assert verdicts.rollouts[0].outcome is Outcome.STALLED
     assert [p.generation for p in fleet.placements] == [1]
     assert conditions(fleet)[Aspect.SCHEDULED] == (False, "NoRoom")
+
+
+def test_what_can_go_no_further_is_not_said_to_progress() -> None:
+    drained = (NodeSettings(node="a", drain=True),)
+    stuck, _ = step(dataclasses.replace(complete(device="cuda:0"), node_settings=drained), 3.0)
+    assert conditions(stuck)[Aspect.PROGRESSING] == (False, "NoRoom")
+    assert conditions(stuck)[Aspect.SCHEDULED] == (False, "NoRoom")
+    elsewhere, _ = step(dataclasses.replace(stuck, nodes=(*NODES, node("c", cuda=1))), 4.0)
+    assert conditions(elsewhere)[Aspect.PROGRESSING] == (True, "Moving")
+
+
+def test_a_stalled_generation_replaces_nothing_more() -> None:
+    fleet, verdicts = step(
+        Snapshot(deployments=(deployment(replicas=3, device="cuda:0", **DEADLINE),), nodes=NODES), 0.0
+    )
+    fleet, verdicts = step(with_agents_work(fleet), 1.0, verdicts.paces)
+    assert [r.outcome for r in verdicts.rollouts] == [Outcome.PROGRESSING], "one of three has a place"
+    fleet, verdicts = step(changed(fleet, replicas=3, device="cuda:7"), 2.0, verdicts.paces)
+    assert conditions(fleet)[Aspect.PROGRESSING] == (True, "Replacing")
+    fleet, verdicts = step(fleet, 102.0, verdicts.paces)
+    assert verdicts.rollouts[0].outcome is Outcome.STALLED
+    assert conditions(fleet)[Aspect.PROGRESSING] == (False, "Stalled")
 
 
 def test_a_generation_without_room_is_rolled_back_and_the_refusal_goes() -> None:

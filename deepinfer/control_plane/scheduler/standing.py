@@ -40,6 +40,13 @@ class Standing:
     def _ready(self) -> int:
         return sum(map(self.sight.is_ready, self.serving))
 
+    @property
+    def _is_stuck(self) -> bool:
+        """A rollout has its deadline for that; afterwards nothing changes by itself."""
+        runs = self.rollout is not None and self.rollout.outcome is Outcome.PROGRESSING
+        has_no_place = self.refusal is not None and not self.refusal.waits_for
+        return has_no_place and not runs and self._ready == len(self.serving)
+
     def _accepted(self) -> tuple[bool, str, str]:
         rollout = self.rollout
         if rollout is None or rollout.outcome is not Outcome.ROLLED_BACK or rollout.good is None:
@@ -56,13 +63,15 @@ class Standing:
 
     def _progressing(self) -> tuple[bool, str, str]:
         asked = self.sight.deployments[self.deployment.name]
+        if self.rollout is not None and self.rollout.outcome is Outcome.STALLED:
+            return False, "Stalled", self.rollout.reason
+        if self._is_stuck:
+            return False, "NoRoom", "what there is serves, and nothing more has a place"
         if any(self.sight.is_outdated(placement, asked) for placement in self.serving):
             return True, "Replacing", "replicas of an earlier generation are being replaced"
         leaving = sorted({why for p in self.serving if (why := self.sight.wants_it_elsewhere(p))})
         if leaving:
             return True, "Moving", "; ".join(leaving)
-        if self.rollout is not None and self.rollout.outcome is Outcome.STALLED:
-            return False, "Stalled", self.rollout.reason
         if len(self.serving) == asked.spec.replicas == self._ready:
             return False, "Complete", ""
         return True, "Starting", "replicas are not ready yet"
