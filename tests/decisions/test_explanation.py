@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,7 +13,10 @@ from deepinfer.control_plane.scheduler.explanation import explained
 from deepinfer.control_plane.scheduler.foresight import foreseen, with_agents_work
 from deepinfer.control_plane.scheduler.plan import plan, planned
 from deepinfer.control_plane.scheduler.rebalancing import better_places
-from deepinfer.fleet.resources import Intent
+from deepinfer.control_plane.scheduler.sight import Sight
+from deepinfer.control_plane.scheduler.standing import standings
+from deepinfer.fleet.conditions import Aspect
+from deepinfer.fleet.resources import Intent, Move
 from deepinfer.fleet.snapshot import Snapshot
 from tests.decisions.test_plan import deployment, node, running
 from tests.decisions.test_plan_histories import HISTORIES, NAMES, Event, lived
@@ -95,6 +99,19 @@ def test_a_rebalance_gives_an_accelerator_to_what_had_to_do_with_the_cpu() -> No
     fleet = running((deployment(),), (node("a"),))
     fleet = moved(dataclasses.replace(fleet, nodes=(node("a"), node("b", cuda=1))))
     assert [(p.node, p.devices) for p in fleet.placements] == [("b", ("cuda:0",))]
+
+
+@pytest.mark.parametrize("max_surge", [0, 1])
+def test_a_better_place_that_is_gone_by_now_costs_nobody_the_one_it_has(max_surge: int) -> None:
+    few = deployment(device="cuda:0", rollout={"max_surge": max_surge})
+    fleet = running((few,), (node("a", cuda=1),))
+    fleet = dataclasses.replace(fleet, moves=tuple(Move(placement=p.id, epoch=p.epoch) for p in fleet.placements))
+    assert plan(fleet).placements == fleet.placements
+    assert plan(fleet).refusals == ()
+    (told,) = standings(Sight(fleet), "now")
+    assert {c.aspect: c.reason for c in told.conditions}[Aspect.PROGRESSING] == "Complete"
+    roomy = dataclasses.replace(fleet, nodes=(*fleet.nodes, node("b", cuda=1)))
+    assert [(p.node, p.intent) for p in foreseen(roomy).plan.placements] == [("b", Intent.SERVE)]
 
 
 def test_a_rebalance_packs_what_is_to_be_packed() -> None:

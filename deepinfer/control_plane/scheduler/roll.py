@@ -164,10 +164,17 @@ class Roll:
             if placement.node in self._sight.verified and self._has_room_instead(placement):
                 self._take_out(placement)
                 return
-        self._shortfall.missing = len(self._bad)
+        self._shortfall.missing = sum(not self._only_moves(placement) for placement in self._bad)
 
     def _has_room_instead(self, placement: Placement) -> bool:
+        if self._only_moves(placement):
+            return self._room.has_seat(self.deployment)  # or it would come back to the place that it left
         return self._may_be_renewed(placement) or self._room.without(placement, self.deployment).best is not None
+
+    def _only_moves(self, placement: Placement) -> bool:
+        """A better place was asked for, which may be taken by now."""
+        sight = self._sight
+        return not sight.must_leave(placement) and not sight.is_outdated(placement, self.deployment)
 
     def _take_out(self, placement: Placement) -> None:
         """In place where its devices still do; otherwise it must be gone before its successor takes others."""

@@ -67,6 +67,9 @@ class Room:
         seat = self._best_seat(deployment)
         return None if seat is None else self._add(self._new(deployment, seat))
 
+    def has_seat(self, deployment: Deployment) -> bool:
+        return self._best_seat(deployment) is not None
+
     def renew(self, placement: Placement, deployment: Deployment) -> Placement:
         """The same slot on the same devices, with the deployment's spec, as a new epoch."""
         changes = {

@@ -116,11 +116,15 @@ class Sight:
         return self._compared[asked]
 
     def wants_it_elsewhere(self, placement: Placement) -> str:
-        """Why it must leave its node, whatever its spec; empty if it need not."""
+        """Why it is to leave its node, whatever its spec; empty if it is not."""
+        if why := self.must_leave(placement):
+            return why
+        return "a better place was asked for" if self.moved.get(placement.id) == placement.epoch else ""
+
+    def must_leave(self, placement: Placement) -> str:
+        """Why it cannot stay even if no better place is found."""
         if why := self._given_up_nodes.get(placement.node):
             return why
-        if self.moved.get(placement.id) == placement.epoch:
-            return "a better place was asked for"
         deployment = self.deployments.get(placement.deployment)
         if deployment is None or not deployment.spec.node_selector:
             return ""

@@ -69,7 +69,8 @@ class Standing:
             return False, "NoRoom", "what there is serves, and nothing more has a place"
         if any(self.sight.is_outdated(placement, asked) for placement in self.serving):
             return True, "Replacing", "replicas of an earlier generation are being replaced"
-        leaving = sorted({why for p in self.serving if (why := self.sight.wants_it_elsewhere(p))})
+        move = self.sight.wants_it_elsewhere if len(self.serving) > asked.spec.replicas else self.sight.must_leave
+        leaving = sorted({why for p in self.serving if (why := move(p))})
         if leaving:
             return True, "Moving", "; ".join(leaving)
         if len(self.serving) == asked.spec.replicas == self._ready:
