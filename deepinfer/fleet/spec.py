@@ -11,7 +11,7 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from deepinfer.fleet.resource import LabelKey, LabelValue, Name, Record, Version
 
-DEVICES = r"^(auto|cpu|([a-z]{2,8}:)?\d+(,([a-z]{2,8}:)?\d+)*)$"
+DEVICES = r"^(auto|cpu|([a-z]{2,8}:)?\d{1,4}(,([a-z]{2,8}:)?\d{1,4})*)$"
 IMAGE = (
     r"^[a-z0-9][A-Za-z0-9._-]*(:\d{1,5})?(/[A-Za-z0-9._-]+)*"
     r"(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(@sha256:[0-9a-f]{64})?$"
@@ -29,6 +29,20 @@ def looks_secret(variable: str) -> bool:
 def without_secrets(variables: Mapping[str, str]) -> dict[str, str]:
     """What an engine may inherit of an environment."""
     return {name: value for name, value in variables.items() if not looks_secret(name)}
+
+
+_DEEPEST = 32
+_LARGEST = 2**64
+
+
+def _check_plain(value: Any, depth: int = 0) -> None:
+    """What one process writes, all others must be able to read again, and to count with."""
+    if depth > _DEEPEST:
+        raise ValueError(f"must not be nested more than {_DEEPEST} deep")
+    if isinstance(value, (int, float)) and not -_LARGEST < value < _LARGEST:
+        raise ValueError("numbers must be finite and have at most 64 bits")
+    for part in (*value, *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_plain(part, depth + 1)
 
 
 class EngineKind(StrEnum):
@@ -150,7 +164,15 @@ class DeploymentSpec(Record):
         for name in env:
             if looks_secret(name):
                 raise ValueError(f"{name} looks like a secret and would be stored readably; set it for the worker")
+            if "\0" in env[name]:
+                raise ValueError(f"{name} holds a NUL character, which no process can be given")
         return env
+
+    @field_validator("engine_args")
+    @classmethod
+    def _plain(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        _check_plain(arguments)
+        return arguments
 
     @model_validator(mode="after")
     def _simulated_devices_need_sim(self) -> DeploymentSpec:

@@ -14,6 +14,13 @@ from deepinfer.fleet.spec import Backend, DeploymentSpec, EngineKind
 SIM = {"model": "m", "engine": "sim"}
 
 
+def nested(depth: int) -> list[Any]:
+    found: list[Any] = []
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
 @pytest.mark.parametrize(
     ("model", "name"),
     [
@@ -86,11 +93,16 @@ def test_a_whole_body_becomes_a_name_and_a_spec() -> None:
         ({"engine_args": {"kv_blocks": "many"}}, "engine_args.kv_blocks", "kv_blocks"),
         ({"env": {"HF_TOKEN": "s3cret"}}, "env", "looks like a secret"),
         ({"env": {"A": 5}}, "env", "environment variables"),
+        ({"env": {"A": "s3cret\0"}}, "env", "A holds a NUL character"),
         ({"env": {"A-B": "s3cret"}}, "env", "environment variables"),
         ({"name": "Chat"}, "name", "lower-case letters, digits, '.', '_' or '-', with a letter or digit at both ends"),
         ({"name": 7}, "name", "not 7"),
         ({"name": "a/b"}, "name", 'not "a/b"'),
         ({"model": "\ud800"}, None, "JSON"),
+        ({"device": "9" * 5000}, "device", "CUDA devices"),
+        ({"engine": "vllm", "engine_args": {"pp": 10**4000}}, "engine_args", "at most 64 bits"),
+        ({"engine": "vllm", "engine_args": {"a": [{"b": 1e999}]}}, "engine_args", "must be finite"),
+        ({"engine": "vllm", "engine_args": {"a": nested(100)}}, "engine_args", "more than 32 deep"),
     ],
 )
 def test_a_wrong_field_is_named_with_what_is_allowed(change: dict[str, Any], param: str | None, words: str) -> None:
