@@ -183,17 +183,17 @@ class EtcdStore:
     async def watch(self, prefix: str, start: int, connected: Callable[[bool], None]) -> AsyncGenerator[Changes, None]:
         """Every change under `prefix` from the revision `start` on; `connected` hears of each break and its end.
 
-        Raises `HistoryGone` when the only way on is to read everything anew. Use it in `contextlib.aclosing`.
+        Raises `HistoryGone` when the only way on is to read everything anew, `StoreDenied` when it may not
+        be followed. Use it in `contextlib.aclosing`.
         """
-        try:
-            batches = self._client.watch(prefix.encode(), start=start, connected=connected)
-            async with contextlib.aclosing(batches):
-                async for batch in batches:
-                    yield _changes(batch)
-        except (Compacted, HistoryReplaced) as error:
-            raise HistoryGone(f"The watch of {prefix} cannot go on: {error}.") from error
-        except EtcdError as error:
-            raise StoreRefused(f"etcd at {self._endpoints} refuses to watch {prefix}: {error}.") from error
+        batches = self._client.watch(prefix.encode(), start=start, connected=connected)
+        with self._errors_named():
+            try:
+                async with contextlib.aclosing(batches):
+                    async for batch in batches:
+                        yield _changes(batch)
+            except (Compacted, HistoryReplaced) as error:
+                raise HistoryGone(f"The watch of {prefix} cannot go on: {error}.") from error
 
     async def _commit_batch(self, batch: _Batch) -> int:
         try:

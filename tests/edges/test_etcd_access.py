@@ -91,6 +91,18 @@ async def test_a_rotated_password_is_read_anew_and_until_then_nothing_is_refused
             await looking
 
 
+async def test_a_watch_that_is_not_permitted_is_denied_as_any_call_is(
+    guarded_here: EtcdCluster, tmp_path: Path
+) -> None:
+    config = fleet_config(guarded_here, tmp_path / "password")
+    async with (
+        EtcdStore.connect(config.endpoints, access=access_of(config)) as store,
+        aclosing(store.watch("/elsewhere/", 1, lambda _: None)) as changes,
+    ):
+        with pytest.raises(StoreDenied, match="password_file"):
+            await anext(changes)
+
+
 async def test_a_certificates_name_is_a_login(guarded: EtcdCluster, tmp_path: Path) -> None:
     """Then there is no token that could end."""
     guarded.etcdctl("user", "add", "client", "--no-password", login=ROOT_LOGIN)
