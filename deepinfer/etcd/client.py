@@ -87,8 +87,10 @@ class Client:
     async def transact(self, transaction: Transaction) -> Outcome:
         """Raises `Ambiguous` when the answer was lost. At most 128 compares and 128 operations."""
         answer = await self._call(TXN, self._namespace.transaction(transaction).request())
-        found = () if answer.succeeded else self._ranges_of(answer)
-        return Outcome(answer.succeeded, answer.header.revision, found)
+        if not answer.succeeded:
+            return Outcome(applied=False, revision=answer.header.revision, found=self._ranges_of(answer))
+        changed = any(part.HasField("response_put") or part.response_delete_range.deleted for part in answer.responses)
+        return Outcome(applied=True, revision=answer.header.revision, changed=changed)
 
     async def compact(self, revision: int) -> None:
         """Forget the history before `revision`."""

@@ -35,8 +35,12 @@ class Transaction:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Whether the transaction was applied, at which revision, and if not: the compared keys as they are now."""
+    """Whether the transaction was applied, at which revision, and if not: the compared keys as they are now.
+
+    One that only deletes keys that are absent changes nothing: its revision is that of somebody else's write.
+    """
 
     applied: bool
     revision: int
+    changed: bool = False
     found: tuple[KeyValue, ...] = ()

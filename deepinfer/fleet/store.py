@@ -141,8 +141,10 @@ class EtcdStore:
             touched = {key: if_unchanged.mod_revision(key) for key in part} if if_unchanged else {}
             batch = _Batch(part, {**touched, **also_unchanged}, lease.id if lease else 0)
             with self._errors_named():
-                revision = await self._commit_batch(batch)
-            if any(key.startswith(keys.FLEET) for key in part):  # nothing else comes back to who follows the fleet
+                outcome = await self._commit_batch(batch)
+            revision = outcome.revision
+            # Nothing else comes back to who follows the fleet.
+            if outcome.changed and any(key.startswith(keys.FLEET) for key in part):
                 self.written = max(self.written, revision)
         return revision
 
@@ -195,7 +197,7 @@ class EtcdStore:
             except (Compacted, HistoryReplaced) as error:
                 raise HistoryGone(f"The watch of {prefix} cannot go on: {error}.") from error
 
-    async def _commit_batch(self, batch: _Batch) -> int:
+    async def _commit_batch(self, batch: _Batch) -> Outcome:
         try:
             outcome = await self._client.transact(batch.transaction())
         except Ambiguous as lost:
@@ -203,10 +205,10 @@ class EtcdStore:
             if applied_at is None:
                 raise
             log.info("found a commit applied although its answer was lost (%s)", lost)
-            return applied_at
+            return Outcome(applied=True, revision=applied_at, changed=True)
         if not outcome.applied:
             raise StoreConflict(f"Somebody else changed {_differing(batch, outcome)} first; nothing was written.")
-        return outcome.revision
+        return outcome
 
     async def _revision_if_applied(self, batch: _Batch) -> int | None:
         """The revision at which these very values were written; None if they are not there (yet) or cannot be read.

@@ -62,6 +62,16 @@ async def test_a_write_of_this_process_is_in_the_next_view(store: EtcdStore) -> 
             assert (await mirror.view()).fleet.deployments[0].spec.replicas == replicas
 
 
+async def test_a_deletion_of_nothing_is_not_waited_for(store: EtcdStore) -> None:
+    """It has the revision of somebody else's write, such as an event's, and nothing of it comes back."""
+    async with Mirror.following(store) as mirror:
+        await mirror.latest()
+        await store.commit({keys.event("fleet", "1"): b"{}"})
+        nothing = keys.node_settings("gone")
+        await mirror.commit({nothing: None}, if_unchanged=await mirror.read(nothing))
+        await mirror.view()
+
+
 async def test_a_view_does_not_vouch_for_what_came_after_it(store: EtcdStore) -> None:
     async with Mirror.following(store) as mirror:
         view = await mirror.view()
