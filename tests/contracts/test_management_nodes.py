@@ -60,6 +60,15 @@ async def test_a_cordoned_node_takes_nothing_new_and_a_drained_one_is_emptied(
     assert (await api.get("/v1/deployments/chat")).json()["status"]["phase"] == "ready"
 
 
+async def test_a_persons_word_replaces_a_decision_that_cannot_be_read(
+    api: httpx.AsyncClient, store: EtcdStore, passes: Passes
+) -> None:
+    await store.commit({keys.node_settings("a"): b'{"node": "a", "cordoned": "yes and no"}'})
+    await decide(api, "a", "uncordon")
+    assert not (await store.read(keys.NODE_SETTINGS)).entries
+    assert not (await passes.fleet()).unreadable
+
+
 async def test_states_labels_and_pressure_are_shown(api: httpx.AsyncClient, store: EtcdStore) -> None:
     tight = node("tight").model_copy(update={"pressure": ("2 GiB of disk left",), "labels": {"zone": "z"}})
     await write(store, tight, node("going").model_copy(update={"leaving": True}))

@@ -49,12 +49,11 @@ class Nodes:
 
         async def once() -> None:
             reading = await self._store.read(keys.node_settings(name))
-            before = _settings(name, reading.values.get(keys.node_settings(name)))
-            wanted = decision.applied_to(before)
-            if wanted == before:
-                return
+            before = reading.values.get(keys.node_settings(name))
+            wanted = decision.applied_to(_settings(name, before))
             value = None if wanted == NodeSettings(node=name) else wanted.to_json()
-            await self._store.commit({keys.node_settings(name): value}, if_unchanged=reading)
+            if value != before:
+                await self._store.commit({keys.node_settings(name): value}, if_unchanged=reading)
 
         await retrying(once)
 
