@@ -114,7 +114,7 @@ class EtcdStore:
                 with contextlib.suppress(Compacted):  # while paging: that revision is gone, a newer one is as good
                     found, revision = await self._client.read_prefixes(*map(str.encode, prefixes))
                     break
-        return Reading(revision, {kv.key.decode(): Entry(kv.value, kv.mod_revision) for kv in found}, prefixes)
+        return Reading(revision, {_text(kv.key): Entry(kv.value, kv.mod_revision) for kv in found}, prefixes)
 
     async def view(self) -> View:
         """The whole fleet, read now."""
@@ -258,9 +258,14 @@ def is_one_transaction(puts: Mapping[str, bytes | None]) -> bool:
     return len(list(_parts_of(puts))) <= 1
 
 
+def _text(key: bytes) -> str:
+    """Ours are text. One that is not was put there by somebody else, and must not be in our way."""
+    return key.decode(errors="backslashreplace")
+
+
 def _changes(batch: Batch) -> Changes:
     entries = {
-        change.key.decode(): None if change.value is None else Entry(change.value, change.mod_revision)
+        _text(change.key): None if change.value is None else Entry(change.value, change.mod_revision)
         for change in batch.changes
     }
     return Changes(entries, batch.revision)
@@ -282,6 +287,6 @@ def _parts_of(puts: Mapping[str, bytes | None]) -> Iterator[dict[str, bytes | No
 
 
 def _differing(batch: _Batch, outcome: Outcome) -> str:
-    now = {kv.key.decode(): kv.mod_revision for kv in outcome.found}
+    now = {_text(kv.key): kv.mod_revision for kv in outcome.found}
     keys = sorted(key for key, revision in batch.unchanged.items() if now.get(key, 0) != revision)
     return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from deepinfer.etcd.client import Client
+from deepinfer.etcd.client import Client, Transaction
 from deepinfer.fleet import keys
 from deepinfer.fleet.convergence import keep_converging
 from deepinfer.fleet.errors import AnotherFleet, StoreConflict, StoreUnavailable
@@ -60,6 +60,17 @@ async def test_a_write_of_this_process_is_in_the_next_view(store: EtcdStore) -> 
             view = await mirror.view()
             await mirror.commit({CHAT: deployment(replicas=replicas).to_json()}, if_unchanged=view.reading)
             assert (await mirror.view()).fleet.deployments[0].spec.replicas == replicas
+
+
+async def test_a_key_that_is_no_text_is_in_nobodys_way(etcd: str, store: EtcdStore) -> None:
+    async with Client([etcd]) as client, Mirror.following(store) as mirror:
+        await mirror.latest()
+        await client.transact(Transaction(unchanged=[], puts=[(b"/deepinfer/nodes/\xff", b"{}")]))
+        await store.commit({CHAT: deployment().to_json()})
+        assert list((await mirror.latest()).unreadable) == [keys.node(r"\xff")]
+        await equals_a_fresh_reading(mirror, store)
+        await client.transact(Transaction(unchanged=[], deletes=[b"/deepinfer/nodes/\xff"]))
+        await until(mirror, lambda: not mirror.fleet.unreadable)
 
 
 async def test_a_deletion_of_nothing_is_not_waited_for(store: EtcdStore) -> None:
