@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from fastapi import Request
@@ -33,7 +34,8 @@ async def json_object_if_any(request: Request) -> dict[str, Any]:
 
 def _object(body: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(body, parse_constant=_no_constant)
+        found = json.loads(body, parse_constant=_no_constant, parse_float=_finite)
+        json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair could be said to nobody
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"The body is not valid JSON: {error}.") from error
     if not isinstance(found, dict):
@@ -48,6 +50,14 @@ async def _whole(request: Request, limit: int = LIMIT_BYTES) -> bytes:
         if len(body) > limit:
             raise BodyTooLarge(f"The body is larger than {limit} bytes; a deployment needs far less.")
     return bytes(body)
+
+
+def _finite(number: str) -> float:
+    """What is too large for a float would be stored as null."""
+    found = float(number)
+    if not math.isfinite(found):
+        raise InvalidRequest(f"The body is not valid JSON: {number[:80]} is too large a number.")
+    return found
 
 
 def _no_constant(name: str) -> Any:
