@@ -106,6 +106,7 @@ async def detached_etcd(data_dir: Path, client_port: int = 2379) -> EmbeddedEtcd
 def become_etcd(data_dir: Path, client_port: int = 2379) -> NoReturn:
     """Signals and output are etcd's from here on."""
     command = server_command(newest_etcd(), data_dir, client_port)
+    finish_restore(data_dir)
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.execve(command[0], command, _environment())  # noqa: S606 - no shell wanted
 
@@ -150,6 +151,20 @@ def server_command(program: Path, data_dir: Path, client_port: int) -> list[str]
     ]
 
 
+def restored(data_dir: Path) -> Path:
+    """Where `restore` puts what is whole, before it takes its place."""
+    return data_dir.with_name(f".{data_dir.name}.restored")
+
+
+def finish_restore(data_dir: Path) -> None:
+    """A kill between the two renames left no data at all in place: an etcd started there would be empty."""
+    if data_dir.exists():
+        shutil.rmtree(restored(data_dir), ignore_errors=True)  # the old data never left, so that restore never was
+    elif restored(data_dir).exists():
+        log.warning("a restore of %s was interrupted at its end; finishing it", data_dir)
+        restored(data_dir).rename(data_dir)
+
+
 def log_file(data_dir: Path) -> Path:
     return data_dir.with_name(f"{data_dir.name}.log")
 
@@ -159,6 +174,7 @@ def _endpoint(client_port: int) -> str:
 
 
 def _start(command: Sequence[str], data_dir: Path) -> subprocess.Popen[bytes]:
+    finish_restore(data_dir)
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     with log_file(data_dir).open("ab") as output:
         return subprocess.Popen(

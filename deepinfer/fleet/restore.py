@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from deepinfer.fleet.embedded_etcd import MEMBER, PEER_URL, newest_etcd
+from deepinfer.fleet.embedded_etcd import MEMBER, PEER_URL, finish_restore, newest_etcd, restored
 from deepinfer.fleet.errors import DeepinferError
 
 BUMP_REVISION = ("--bump-revision=1000000000", "--mark-compacted")
@@ -28,6 +28,7 @@ def restore(backup: Path, data_dir: Path) -> Path | None:
         raise NotRestored(f"There is no backup {backup}; name the file that `deepinfer backup` wrote.")
     fresh = data_dir.with_name(f".{data_dir.name}.restoring")
     data_dir.parent.mkdir(parents=True, exist_ok=True)
+    finish_restore(data_dir)
     with _nobody_using(data_dir):
         shutil.rmtree(fresh, ignore_errors=True)  # a kill left it
         try:
@@ -103,16 +104,15 @@ def _nobody_using(data_dir: Path) -> Iterator[None]:
 
 
 def _exchange(data_dir: Path, fresh: Path) -> Path | None:
+    """Two renames; after a kill between them, the next etcd to start makes the second."""
     fresh.chmod(0o700)
-    if not data_dir.exists():
-        fresh.rename(data_dir)
-        return None
-    kept = _free_name(data_dir)
-    data_dir.rename(kept)
+    whole = fresh.rename(restored(data_dir))
+    kept = data_dir.rename(_free_name(data_dir)) if data_dir.exists() else None
     try:
-        fresh.rename(data_dir)
+        whole.rename(data_dir)
     except OSError:
-        kept.rename(data_dir)
+        if kept is not None:
+            kept.rename(data_dir)
         raise
     return kept
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
+import signal
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +26,23 @@ from tests.etcd_users import ROOT, fleet_config, want_logins
 from tests.fleet import free_port
 
 LARGE = {f"/deepinfer/large/{n}": b"x" * 500_000 for n in range(12)}
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from deepinfer.fleet.restore import restore
+left, rename = int(sys.argv[3]), Path.rename
+def killed(path, target):
+    global left
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left -= 1
+    return rename(path, target)
+Path.rename = killed
+restore(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+"""A restore that is killed before one of its renames: so many are made."""
 
 
 class Home:
@@ -95,6 +115,24 @@ async def test_a_backup_that_breaks_off_leaves_the_older_one(etcd: str, store: E
     assert len(content) == size == seen[-1][0] == seen[-1][1]
     assert hashlib.sha256(content[:-32]).digest() == content[-32:]
     assert names_in(tmp_path) == [file.name]
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2, 3])
+async def test_a_restore_that_is_killed_at_its_end_loses_neither_the_backup_nor_what_was_there(
+    home: Home, renames: int
+) -> None:
+    async with embedded_etcd(home.data, home.port) as etcd, EtcdStore.connect([etcd.endpoint]) as store:
+        await store.commit({"/deepinfer/a": b"then"})
+        home.run("backup")
+        await store.commit({"/deepinfer/a": b"now"})
+    command = [sys.executable, "-c", KILLED, str(home.file), str(home.data), str(renames)]
+    done = await asyncio.to_thread(subprocess.run, command, timeout=60, check=False)
+    assert done.returncode == (-signal.SIGKILL if renames < 3 else 0)
+    async with embedded_etcd(home.data, home.port) as etcd, EtcdStore.connect([etcd.endpoint]) as store:
+        assert (await store.read("/deepinfer/")).values == {"/deepinfer/a": b"now" if renames < 2 else b"then"}
+    kept = home.data.with_name("etcd.before-restore-1")
+    assert kept.exists() is (renames >= 2)
+    assert not home.data.with_name(".etcd.restored").exists()
 
 
 async def test_a_tool_that_does_not_run_is_passed_over(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
