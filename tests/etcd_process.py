@@ -15,6 +15,8 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import grpc
+
 from deepinfer.fleet.die_with_parent import dying_with_me
 from deepinfer.fleet.embedded_etcd import newest_etcd, server_command
 from tests.fleet import free_port
@@ -83,6 +85,12 @@ class EtcdProcess:
     def resume(self) -> None:
         assert self._process is not None
         os.kill(self._process.pid, signal.SIGCONT)
+
+    def alarm_corrupt(self, *, on: bool) -> None:
+        """As etcd itself does it when members disagree. No tool of its own can."""
+        request = bytes([0x08, 1 if on else 2, 0x18, 2])  # AlarmRequest: action (activate or not), alarm (corrupt)
+        with grpc.insecure_channel(self.endpoint) as channel:
+            channel.unary_unary("/etcdserverpb.Maintenance/Alarm", bytes, bytes)(request, timeout=5)
 
     def http_get(self, path: str) -> str:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=2)

@@ -16,7 +16,7 @@ from typing import Any
 
 from deepinfer.etcd.backoff import Backoff
 from deepinfer.fleet import keys
-from deepinfer.fleet.errors import LeaseLost, StoreConflict, StoreUnavailable
+from deepinfer.fleet.errors import LeaseLost, StoreConflict, StoreRefused, StoreUnavailable
 from deepinfer.fleet.store import EtcdStore, Lease
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ async def lead(
                 log.info("%s leads no longer", name)
         except (StoreConflict, LeaseLost) as error:
             log.info("%s does not lead: %s", name, error)
-        except StoreUnavailable as error:
+        except (StoreUnavailable, StoreRefused) as error:
             log.warning("%s cannot campaign: %s", name, error)
             await backoff.pause()
 

@@ -9,10 +9,10 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 import pytest
 
 from deepinfer.fleet import keys
-from deepinfer.fleet.errors import StoreConflict
+from deepinfer.fleet.errors import StoreConflict, StoreRefused
 from deepinfer.fleet.leadership import Leadership, lead
 from deepinfer.fleet.store import EtcdStore
-from tests.etcd_process import FaultProxy
+from tests.etcd_process import EtcdProcess, FaultProxy
 
 
 class Candidate:
@@ -63,6 +63,20 @@ async def test_a_leader_whose_key_is_deleted_by_hand_stops_and_campaigns_again(s
         with pytest.raises(StoreConflict):
             await store.commit({"/deepinfer/placements/x": b"old"}, also_unchanged=first.fence)
         await store.commit({"/deepinfer/placements/x": b"new"}, also_unchanged=second.fence)
+
+
+async def test_an_etcd_that_refuses_every_write_is_waited_for(own_etcd: EtcdProcess) -> None:
+    """As one that found its data damaged: it answers, and a person must look after it. Requests go on meanwhile."""
+    candidate = Candidate("only")
+    own_etcd.alarm_corrupt(on=True)
+    async with EtcdStore.connect([own_etcd.endpoint]) as store, candidate.campaigning(store):
+        with pytest.raises(StoreRefused, match="corrupt cluster"):
+            async with store.lease(2):
+                pass
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(candidate.leads.get(), 1)
+        own_etcd.alarm_corrupt(on=False)
+        await asyncio.wait_for(candidate.leads.get(), 10)
 
 
 async def test_a_leader_behind_a_partition_stops_by_its_own_clock_and_its_writes_are_refused(
