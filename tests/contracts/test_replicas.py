@@ -27,6 +27,15 @@ async def test_a_ready_engine_is_a_candidate_under_both_names() -> None:
         assert replicas.candidates("other") == ()
 
 
+async def test_an_engine_that_tells_the_names_it_was_given_has_none_of_them_looked_at_anew() -> None:
+    """A gateway that starts hears that of thousands of engines at once, and all names of all engines are looked at."""
+    async with hand_made_engine() as engine, Replicas() as replicas:
+        replicas.update(fleet_of(engine.endpoint))
+        names = replicas._by_name  # there is no other way to see it
+        await until(lambda: replicas.candidates("chat"))
+        assert replicas._by_name is names
+
+
 async def test_phase_is_what_the_engine_says_now() -> None:
     async with hand_made_engine(phase=ShimPhase.STARTING) as engine, Replicas() as replicas:
         replicas.update(fleet_of(engine.endpoint))

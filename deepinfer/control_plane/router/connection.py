@@ -34,12 +34,12 @@ class WrongEngine(EngineFailed):
 class Connection:
     """Owned by `Replicas`, which runs `run` as a task and ends it with `retire`.
 
-    `renamed` hears of new `names`, `turned` when it becomes ready or is so no longer.
+    `renamed` hears of new `others`, `turned` when it becomes ready or is so no longer.
     """
 
     def __init__(self, route: Route, renamed: Callable[[], None], turned: Callable[[], None]) -> None:
         self.route = route
-        self.names: tuple[str, ...] = ()  # what the engine said it serves, last; kept while it is away
+        self.others: tuple[str, ...] = ()  # what the engine said it serves besides its route's names; kept while away
         self.trouble = ""  # why it is not ready, for people
         self._renamed, self._turned = renamed, turned
         self._client = EngineClient(route.endpoint, only=(route.placement, route.epoch))
@@ -128,9 +128,15 @@ class Connection:
             with self._turning():
                 self._state = state
             self.trouble = state.message
-            if state.served_names and state.served_names != self.names:
-                self.names = state.served_names
-                self._renamed()
+            if state.served_names:
+                self._take_names(state.served_names)
+
+    def _take_names(self, served: tuple[str, ...]) -> None:
+        """Told only if it is news: all names are looked at then, and thousands of engines may say theirs at once."""
+        others = tuple(name for name in dict.fromkeys(served) if name not in self.route.names)
+        if others != self.others:
+            self.others = others
+            self._renamed()
 
     def _is_reachable(self, reachable: bool) -> None:
         if reachable != self._reachable:

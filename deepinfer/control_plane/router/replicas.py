@@ -139,9 +139,8 @@ class Replicas:
         parents: dict[str, str] = {}
         deployment_of = {placement.id: placement.deployment for placement in self._fleet.placements}
         for placement, connection in self._connections.items():
-            own = connection.route.names
-            others = [n for n in dict.fromkeys(connection.names) if n not in own and n not in self._deployments]
-            for name in (*own, *others):
+            others = [name for name in connection.others if name not in self._deployments]
+            for name in (*connection.route.names, *others):
                 found.setdefault(name, []).append(connection)
             for name in others:
                 parents.setdefault(name, deployment_of.get(placement, ""))
