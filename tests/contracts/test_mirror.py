@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from deepinfer.control_plane.management.moves import asked_for
 from deepinfer.etcd.client import Client, Transaction
 from deepinfer.fleet import keys
 from deepinfer.fleet.convergence import keep_converging
@@ -16,6 +17,7 @@ from deepinfer.fleet.errors import AnotherFleet, StoreConflict, StoreUnavailable
 from deepinfer.fleet.identity import FleetIdentity, confirmed, founded
 from deepinfer.fleet.mirror import Mirror
 from deepinfer.fleet.reading import Changes
+from deepinfer.fleet.resources import Move
 from deepinfer.fleet.snapshot import snapshot_of
 from deepinfer.fleet.store import EtcdStore
 from tests.etcd_process import EtcdProcess, FaultProxy
@@ -177,6 +179,29 @@ async def test_a_view_older_than_this_process_own_writes_is_refused(etcd: str, s
         await mirror.latest()
         with pytest.raises(StoreUnavailable, match="older than"):
             await mirror.reaches(mirror.revision + 1, 0.05)
+
+
+async def test_a_move_that_another_control_plane_has_just_asked_for_stays(
+    etcd: str, store: EtcdStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, ours = placement(), placement(replica=1)
+    async with Mirror.following(store) as mirror:
+        await store.commit({keys.placement(p.node, p.id): p.to_json() for p in (theirs, ours)})
+        await mirror.latest()
+        late: list[Changes] = []
+        apply = mirror._apply
+        monkeypatch.setattr(mirror, "_apply", late.append)  # the news is on its way
+
+        def arrive() -> None:
+            monkeypatch.undo()
+            for each in late:
+                apply(each)
+
+        asyncio.get_running_loop().call_later(0.3, arrive)
+        async with EtcdStore.connect([etcd]) as other:
+            await other.commit({keys.move(theirs.id): Move(placement=theirs.id, epoch=theirs.epoch).to_json()})
+        await asked_for(mirror, [Move(placement=ours.id, epoch=ours.epoch)])
+        assert sorted((await store.read(keys.MOVES)).entries) == [keys.move(theirs.id), keys.move(ours.id)]
 
 
 async def test_an_unexplained_conflict_has_everything_listed_anew(store: EtcdStore) -> None:

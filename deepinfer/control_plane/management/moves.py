@@ -21,10 +21,12 @@ def with_moves(fleet: Snapshot, moves: Sequence[Move]) -> Snapshot:
 
 
 async def asked_for(store: Mirror, moves: Sequence[Move]) -> None:
-    """Written; the scheduler carries them out."""
+    """Written; the scheduler carries them out. Raises `StoreUnavailable`."""
 
     async def once() -> None:
         reading = await store.read(keys.MOVES)
+        # What another control plane has just asked for is not to be taken for pointless.
+        await store.reaches(max((entry.mod_revision for entry in reading.entries.values()), default=0))
         wanted = with_moves(await store.latest(), moves)
         records = {keys.move(move.placement): move.to_json() for move in wanted.moves}
         changes: dict[str, bytes | None] = {
