@@ -37,6 +37,7 @@ def standing(
     urls = [gateway.url for gateway in fleet.gateways]
     with ExitStack() as stack:
         sightings = stack.enter_context(Sightings(fleet.home))
+        assert sightings.pids, "no engine is seen, so nothing that is said of engines would be looked at"
         kept = {p: list(pids) for p, pids in sightings.pids.items() if not breaks or not p.startswith(f"{breaks}-")}
         since = etcd_reading.history(fleet.etcd.endpoint)[-1].revision
         traffic = stack.enter_context(Traffic(urls, model))

@@ -12,6 +12,8 @@ from statistics import median
 import psutil
 import pytest
 
+from deepinfer.fleet import keys
+from tests.faults import etcd_reading
 from tests.faults.fault_fleet import FaultFleet
 from tests.faults.invariants import standing
 from tests.faults.sightings import Sightings
@@ -89,6 +91,9 @@ def test_row_10_all_agents_lose_their_leases_at_once_and_nothing_moves(tmp_path:
             eventually(lambda: all(fleet.connected(node) for node in fleet.nodes), 10)
             traffic.goes_on(3)
         assert not traffic.tally.tried_again
+        events = etcd_reading.history(fleet.etcd.endpoint)
+        ended = {event.key for event in events if event.value is None}
+        assert {keys.node(node) for node in fleet.nodes} <= ended, "the fault was too short to show anything"
 
 
 def test_row_21_an_agent_that_the_kernel_ends_is_as_one_that_is_killed(serving: FaultFleet) -> None:
