@@ -9,7 +9,7 @@ import typer
 from deepinfer.cli.differences import Difference, differences
 from deepinfer.cli.failures import OperationFailed, ServerNotReachable
 from deepinfer.cli.foresight import foreseen_lines, other_lines, own_part
-from deepinfer.cli.options import DEFAULT_SERVER, Address, Format, Output, connect, print_json
+from deepinfer.cli.options import DEFAULT_SERVER, Address, Format, Output, connect, print_json, tell_if_stale
 from deepinfer.cli.patience import FORESEEING, patience
 from deepinfer.cli.views import View
 
@@ -31,6 +31,7 @@ def diff(
             known = {view["name"]: view for view in api.deployments()}
         except OperationFailed as error:  # its exit code would say that something differs
             raise ServerNotReachable(str(error)) from error
+        tell_if_stale(api)
     found = [(change, differences(known.get(change["name"], {}), change["spec"])) for change in told["data"]]
     if output is Output.JSON:
         print_json(told | {"data": [c | {"differences": [d._asdict() for d in changed]} for c, changed in found]})

@@ -53,8 +53,14 @@ def confirm(
 
 def _show(view: View, *, err: bool = False) -> None:
     typer.echo(f"{'Fleet:':<12}{view['id']}", err=err)
-    typer.echo(f"{'Store:':<12}{view['trouble'] or 'sound'}", err=err)
-    if view["stale_since"]:
-        typer.echo(f"{'Known as of:':<12} {view['stale_since']}", err=err)
+    typer.echo(f"{'Store:':<12}{store_sentence(view)}", err=err)
     for node, trouble in view["waiting_nodes"].items():
         typer.echo(f"{node} waits: {trouble}", err=err)
+
+
+def store_sentence(view: View) -> str:
+    """Whether it can be relied upon. One that is away may be sound: nobody can tell."""
+    if not view["stale_since"]:
+        return "sound"
+    trouble = view["trouble"] or "away; the log of serve says why"
+    return f"{trouble} (known is what was there at {view['stale_since']})"

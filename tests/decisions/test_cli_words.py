@@ -9,6 +9,7 @@ import pytest
 from deepinfer.cli.description import spec_lines
 from deepinfer.cli.differences import differences
 from deepinfer.cli.failures import InvalidInput
+from deepinfer.cli.fleet import store_sentence
 from deepinfer.cli.foresight import all_dry_run_lines
 from deepinfer.cli.names import deployment_name, node_name
 from deepinfer.cli.spec_options import engine_args, pairs
@@ -224,3 +225,15 @@ def test_the_welcome_tells_addresses_that_work_from_here(host: str, port: int, u
     told = welcome(Plan("smollm2", {}, host, port, None), 1.0)
     assert f"curl {url}/v1/chat/completions" in told
     assert chat in told
+
+
+@pytest.mark.parametrize(
+    ("trouble", "stale_since", "told"),
+    [
+        ("", None, "sound"),
+        ("", "2026-01-01T00:00:00+00:00", "away; the log of serve says why (known is what was there at 2026-01-01"),
+        ("It was wiped.", "2026-01-01T00:00:00+00:00", "It was wiped. (known is what was there at 2026-01-01"),
+    ],
+)
+def test_a_store_that_is_away_is_not_called_sound(trouble: str, stale_since: str | None, told: str) -> None:
+    assert store_sentence({"trouble": trouble, "stale_since": stale_since}).startswith(told)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
 import pytest
 
 from deepinfer.fleet import keys
-from tests.faults.store_fleet import STALE, StoreFleet, stopped, store_fleet
+from tests.faults.store_fleet import SPEED, STALE, StoreFleet, stopped, store_fleet
 from tests.fleet import eventually
 from tests.stories.test_kills import under_load
 
 pytestmark = pytest.mark.faults
 
 AWAY_SECONDS = 30.0
+SIM = {"model": "chat", "engine": "sim", "device": "cpu", "engine_args": SPEED}
 
 
 def test_row_28_a_killed_etcd_that_is_started_again_costs_nothing(tmp_path: Path) -> None:
@@ -52,6 +54,10 @@ def test_row_29_while_etcd_is_away_everything_that_runs_runs_on(tmp_path: Path) 
             listed = fleet.command("get", "deployments")
             assert "chat" in listed.stdout and "the server's store is away" in listed.stderr
             assert len(listed.stderr.splitlines()) == 1
+            (tmp_path / "chat.yaml").write_text(json.dumps({"name": "chat", **SIM}))
+            compared = fleet.command("diff", "-f", str(tmp_path / "chat.yaml"))
+            assert (compared.stdout, "the server's store is away" in compared.stderr) == ("", True)
+            assert "away" in fleet.command("fleet", "status").stdout
             while time.monotonic() < back_at:
                 load.more()
                 assert fleet.names() == ["chat", "other"]
