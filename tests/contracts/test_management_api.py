@@ -146,8 +146,12 @@ async def test_an_unreadable_deployment_can_be_deleted_but_not_changed(
     api: httpx.AsyncClient, store: EtcdStore
 ) -> None:
     await store.commit({keys.deployment("chat"): b'{"name": "chat"}'})
-    refused = await api.patch("/v1/deployments/chat", json={"replicas": 2})
-    assert (refused.status_code, error_of(refused)["code"]) == (409, "deployment_unreadable")
+    for refused in (
+        await api.patch("/v1/deployments/chat", json={"replicas": 2}),
+        await api.get("/v1/deployments/chat"),
+        await api.get("/v1/deployments/chat/rollout"),
+    ):
+        assert (refused.status_code, error_of(refused)["code"]) == (409, "deployment_unreadable")
     assert (await api.delete("/v1/deployments/chat")).status_code == 202
 
 

@@ -11,7 +11,7 @@ from deepinfer.control_plane.management.node_state import node_state
 from deepinfer.control_plane.management.progress import Stage, progress
 from deepinfer.control_plane.management.scheduling_views import RolloutView
 from deepinfer.control_plane.management.views import AbsenceView, DeploymentView, NodeView, ReplicaView
-from deepinfer.control_plane.openai_errors import NodeNotFound
+from deepinfer.control_plane.openai_errors import NodeNotFound, UnreadableDeployment
 from deepinfer.control_plane.scheduler.fit import same_engine
 from deepinfer.control_plane.scheduler.identity import placement_id
 from deepinfer.control_plane.scheduler.sight import effective
@@ -94,6 +94,8 @@ class FleetView:
         for deployment in self._fleet.deployments:
             if deployment.name == name:
                 return deployment
+        if keys.deployment(name) in self._fleet.unreadable:
+            raise UnreadableDeployment(f"The record of {name} cannot be read by this version; delete it or repair it.")
         raise DeploymentNotFound(f"There is no deployment {name}; `deepinfer get deployments` lists them.")
 
     @cached_property
