@@ -143,9 +143,10 @@ class Mirror:
         if_unchanged: Reading | None = None,
         also_unchanged: Mapping[str, int] = NO_KEYS,
     ) -> int:
-        """As the store's, but never into another fleet's."""
+        """As the store's, but never into another fleet's, nor before it is known which one this is."""
         if self.doubt:
             raise AnotherFleet(self.doubt)
+        await self.reaches(0)
         same_fleet = {keys.IDENTITY: self._shown.mod_revision(keys.IDENTITY)}
         try:
             return await self.store.commit(

@@ -85,6 +85,14 @@ async def test_a_deletion_of_nothing_is_not_waited_for(store: EtcdStore) -> None
         await mirror.view()
 
 
+async def test_a_write_before_the_first_listing_waits_for_it_and_is_no_conflict(store: EtcdStore) -> None:
+    await founded(store)
+    async with Mirror.following(store) as mirror:
+        await mirror.commit({CHAT: deployment().to_json()})
+    with pytest.raises(StoreUnavailable):
+        await Mirror(store).commit({CHAT: None})
+
+
 async def test_a_view_does_not_vouch_for_what_came_after_it(store: EtcdStore) -> None:
     async with Mirror.following(store) as mirror:
         view = await mirror.view()
