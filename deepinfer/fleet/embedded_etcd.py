@@ -152,17 +152,17 @@ def server_command(program: Path, data_dir: Path, client_port: int) -> list[str]
 
 
 def restored(data_dir: Path) -> Path:
-    """Where `restore` puts what is whole, before it takes its place."""
-    return data_dir.with_name(f".{data_dir.name}.restored")
+    """Where `restore` puts what is whole, before it takes the place of `member`."""
+    return data_dir / ".restored"
 
 
 def finish_restore(data_dir: Path) -> None:
     """A kill between the two renames left no data at all in place: an etcd started there would be empty."""
-    if data_dir.exists():
+    if (data_dir / "member").exists():
         shutil.rmtree(restored(data_dir), ignore_errors=True)  # the old data never left, so that restore never was
     elif restored(data_dir).exists():
         log.warning("a restore of %s was interrupted at its end; finishing it", data_dir)
-        restored(data_dir).rename(data_dir)
+        restored(data_dir).rename(data_dir / "member")
 
 
 def log_file(data_dir: Path) -> Path:

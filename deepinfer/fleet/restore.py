@@ -1,4 +1,7 @@
-"""The embedded etcd's data made anew from a backup, by etcd's own tool. What was there is kept beside it."""
+"""The embedded etcd's data made anew from a backup, by etcd's own tool. What was there is kept.
+
+All of it happens inside etcd's folder, which may be a volume or a link: what lies beside it may be another disk.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +29,8 @@ def restore(backup: Path, data_dir: Path) -> Path | None:
     """Make `data_dir` of the backup; answers where the old one is kept, if there was one. Raises `NotRestored`."""
     if not backup.is_file():
         raise NotRestored(f"There is no backup {backup}; name the file that `deepinfer backup` wrote.")
-    fresh = data_dir.with_name(f".{data_dir.name}.restoring")
-    data_dir.parent.mkdir(parents=True, exist_ok=True)
+    fresh = data_dir / ".restoring"
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     finish_restore(data_dir)
     with _nobody_using(data_dir):
         shutil.rmtree(fresh, ignore_errors=True)  # a kill left it
@@ -104,21 +107,24 @@ def _nobody_using(data_dir: Path) -> Iterator[None]:
 
 
 def _exchange(data_dir: Path, fresh: Path) -> Path | None:
-    """Two renames; after a kill between them, the next etcd to start makes the second."""
-    fresh.chmod(0o700)
-    whole = fresh.rename(restored(data_dir))
-    kept = data_dir.rename(_free_name(data_dir)) if data_dir.exists() else None
+    """Three renames; after a kill between the last two, the next etcd to start makes the last."""
+    member, kept = data_dir / "member", _free_name(data_dir)
+    whole = (fresh / "member").rename(restored(data_dir))
+    if not member.exists():
+        whole.rename(member)
+        return None
+    kept.mkdir(mode=0o700)
+    old = member.rename(kept / "member")
     try:
-        whole.rename(data_dir)
+        whole.rename(member)
     except OSError:
-        if kept is not None:
-            kept.rename(data_dir)
+        old.rename(member)
         raise
     return kept
 
 
 def _free_name(data_dir: Path) -> Path:
     number = 1
-    while (kept := data_dir.with_name(f"{data_dir.name}.before-restore-{number}")).exists():
+    while (kept := data_dir / f"before-restore-{number}").exists():
         number += 1
     return kept

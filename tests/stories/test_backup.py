@@ -81,13 +81,13 @@ async def test_what_was_backed_up_comes_back_and_what_was_there_is_kept(home: Ho
         await store.commit({"/deepinfer/a": b"now", "/deepinfer/b": None, "/deepinfer/c": b"now"})
         assert "An etcd runs on" in home.refused("restore")
     said = home.run("restore")
-    kept = home.data.with_name("etcd.before-restore-1")
+    kept = home.data / "before-restore-1"
     assert str(kept) in said and (kept / "member").is_dir()
     async with embedded_etcd(home.data, home.port) as etcd, EtcdStore.connect([etcd.endpoint]) as store:
         assert (await store.read("/deepinfer/")).values == {"/deepinfer/a": b"then", "/deepinfer/b": b"then"}
         assert await store.commit({"/deepinfer/d": b"later"}) > before
     home.run("restore")
-    assert home.data.with_name("etcd.before-restore-2").is_dir()
+    assert names_in(home.data) == ["before-restore-1", "before-restore-2", "member"]
 
 
 async def test_a_backup_starts_an_etcd_on_a_machine_that_had_none(home: Home, tmp_path: Path) -> None:
@@ -96,6 +96,21 @@ async def test_a_backup_starts_an_etcd_on_a_machine_that_had_none(home: Home, tm
         home.run("backup", "--etcd", etcd.endpoint)
     said = home.run("restore")
     assert "is kept" not in said
+    async with embedded_etcd(home.data, home.port) as etcd, EtcdStore.connect([etcd.endpoint]) as store:
+        assert (await store.read("/deepinfer/")).values == {"/deepinfer/a": b"1"}
+
+
+async def test_a_restore_stays_on_the_disk_that_the_data_lies_on(home: Home, tmp_path: Path) -> None:
+    """A link shows it as well as a volume, whose folder cannot be renamed at all."""
+    (tmp_path / "disk").mkdir()
+    home.data.symlink_to(tmp_path / "disk")
+    async with embedded_etcd(home.data, home.port) as etcd, EtcdStore.connect([etcd.endpoint]) as store:
+        await store.commit({"/deepinfer/a": b"1"})
+        home.run("backup")
+    before = names_in(tmp_path)
+    home.run("restore")
+    assert names_in(tmp_path / "disk") == ["before-restore-1", "member"] and home.data.is_symlink()
+    assert names_in(tmp_path) == before
     async with embedded_etcd(home.data, home.port) as etcd, EtcdStore.connect([etcd.endpoint]) as store:
         assert (await store.read("/deepinfer/")).values == {"/deepinfer/a": b"1"}
 
@@ -130,9 +145,8 @@ async def test_a_restore_that_is_killed_at_its_end_loses_neither_the_backup_nor_
     assert done.returncode == (-signal.SIGKILL if renames < 3 else 0)
     async with embedded_etcd(home.data, home.port) as etcd, EtcdStore.connect([etcd.endpoint]) as store:
         assert (await store.read("/deepinfer/")).values == {"/deepinfer/a": b"now" if renames < 2 else b"then"}
-    kept = home.data.with_name("etcd.before-restore-1")
-    assert kept.exists() is (renames >= 2)
-    assert not home.data.with_name(".etcd.restored").exists()
+    assert (home.data / "before-restore-1" / "member").exists() is (renames >= 2)
+    assert not (home.data / ".restored").exists()
 
 
 async def test_a_tool_that_does_not_run_is_passed_over(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
