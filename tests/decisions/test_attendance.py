@@ -108,15 +108,16 @@ def test_an_engine_of_a_lost_node_may_be_silent_for_a_moment_also_before_a_new_l
     seen = attended(lost, away, 100.0, GRACE, {engine})
     assert (seen.waited_for, due(seen, GRACE)) == (frozenset(), math.inf)
     for before in (seen, lost):
-        silent = attended(before, away, 105.0, GRACE)
+        silent = attended(before, away, 105.0, GRACE, ())
         assert (set(silent.waited_for), due(silent, GRACE)) == ({engine}, 115.0)
-        assert attended(silent, away, 114.9, GRACE).waited_for == {engine}
-        assert not attended(silent, away, 115.0, GRACE).waited_for
+        assert attended(silent, away, 114.9, GRACE, ()).waited_for == {engine}
+        assert not attended(silent, away, 115.0, GRACE, ()).waited_for
+        assert not attended(before, away, 105.0, GRACE).waited_for, "nobody asks it"
 
 
 def test_who_was_silent_all_along_is_lost_with_its_node() -> None:
     away = without(fleet(3), "n0")
-    seen = attended(attended(Attendance(), away, 0.0, GRACE), away, 60.0, GRACE)
+    seen = attended(attended(Attendance(), away, 0.0, GRACE, ()), away, 60.0, GRACE, ())
     assert (set(seen.lost), seen.waited_for) == ({"n0"}, frozenset())
 
 

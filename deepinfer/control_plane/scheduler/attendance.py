@@ -39,9 +39,9 @@ class Attendance:
 
 
 def attended(
-    before: Attendance, fleet: Snapshot, now: float, grace_seconds: float, answering: Container[Engine] = ()
+    before: Attendance, fleet: Snapshot, now: float, grace_seconds: float, answering: Container[Engine] | None = None
 ) -> Attendance:
-    """The attendance as of `now`, which never runs backwards."""
+    """The attendance as of `now`, which never runs backwards. Where nobody asks engines, none is waited for."""
     away = _away(fleet)
     since = {name: before.away_since.get(name, now) for name in away}
     declared = {settings.node for settings in fleet.node_settings if settings.lost} & away
@@ -52,7 +52,8 @@ def attended(
     last_loss = before.last_loss
     if overdue and not brake and now - last_loss >= PAUSE_SECONDS:
         lost, last_loss = lost | {overdue[0][1]}, now
-    silent = {engine: node for engine, node in _engines(fleet, away).items() if engine not in answering}
+    asked = _engines(fleet, away) if answering is not None else {}
+    silent = {engine: node for engine, node in asked.items() if engine not in (answering or ())}
     silent_since = {engine: before.silent_since.get(engine, now) for engine in silent}
     patience = min(SILENCE_SECONDS, grace_seconds)
     waited_for = {e for e, node in silent.items() if node in lost and now - silent_since[e] < patience}

@@ -47,8 +47,8 @@ class Decision:
 
 def decided(fleet: Snapshot, memory: Memory, known: Circumstances) -> Decision:
     """Rollouts first, for the plan follows from them; then conditions, which tell how the plan leaves the fleet."""
-    before, answering = _known_before(memory, fleet), known.answering or frozenset()
-    attendance = attended(before, fleet, known.now, known.node_grace_seconds, answering)
+    before = _known_before(memory, fleet)
+    attendance = attended(before, fleet, known.now, known.node_grace_seconds, known.answering)
     outlook = Outlook(attendance.lost, known.answering, attendance.waited_for)
     verdicts = judged(Sight(fleet, outlook), memory.paces, known.now)
     wanted = fleet.but(rollouts=verdicts.rollouts)
