@@ -142,6 +142,14 @@ async def test_only_one_of_many_creations_of_a_name_succeeds(api: httpx.AsyncCli
     assert sorted(answer.status_code for answer in answers) == [201, 409, 409, 409, 409]
 
 
+async def test_changes_of_many_clients_at_once_are_all_made(api: httpx.AsyncClient) -> None:
+    await api.post("/v1/deployments", json={**SIM, "name": "chat"})
+    changes = [{"replicas": n} for n in range(2, 22)]
+    answers = await asyncio.gather(*(api.patch("/v1/deployments/chat", json=change) for change in changes))
+    assert [answer.status_code for answer in answers] == [200] * len(changes)
+    assert (await api.get("/v1/deployments/chat")).json()["generation"] == 1 + len(changes)
+
+
 async def test_an_unreadable_deployment_can_be_deleted_but_not_changed(
     api: httpx.AsyncClient, store: EtcdStore
 ) -> None:
