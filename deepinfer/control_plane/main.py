@@ -15,7 +15,7 @@ import math
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -95,7 +95,7 @@ async def _run_fleet(config: Config, connection: Connection, replicas: Replicas,
             route = partial(_route, mirror, replicas, ready_line)
             schedule = partial(_schedule, mirror, news, surroundings)
             tasks.create_task(keep_converging(route, mirror.listener(), rest_seconds=ROUTER_REST_SECONDS))
-            tasks.create_task(lead(store, name, schedule))
+            tasks.create_task(_lead(mirror, name, schedule))
 
 
 async def _fleet_of(store: EtcdStore) -> FleetIdentity:
@@ -117,21 +117,31 @@ async def _route(mirror: Mirror, replicas: Replicas, ready_line: str) -> None:
         print(ready_line, flush=True)
 
 
+async def _lead(mirror: Mirror, name: str, schedule: Callable[[Leadership], Coroutine[Any, Any, None]]) -> None:
+    """Not where the store is doubted: a leader that does nothing would keep others from leading. Never returns."""
+    while True:
+        await mirror.becomes(doubted=False)
+        await lead(mirror.store, name, schedule)
+
+
 async def _schedule(mirror: Mirror, news: asyncio.Event, surroundings: Surroundings, leadership: Leadership) -> None:
-    """Never returns."""
+    """Returns when the store is doubted."""
     scheduler = Scheduler(mirror, leadership, surroundings)
     loop, alarm = asyncio.get_running_loop(), None
 
     async def converge() -> None:
         nonlocal alarm
         if mirror.doubt:
-            return  # a person must say which fleet this is; the answer wakes us
+            return  # the leadership is about to end
         await scheduler.converge()
         if alarm is not None:
             alarm.cancel()
         alarm = loop.call_at(scheduler.due, news.set) if math.isfinite(scheduler.due) else None
 
-    await keep_converging(converge, news, rest_seconds=SCHEDULER_REST_SECONDS)
+    async with asyncio.TaskGroup() as tasks:
+        converging = tasks.create_task(keep_converging(converge, news, rest_seconds=SCHEDULER_REST_SECONDS))
+        await mirror.becomes(doubted=True)
+        converging.cancel()
 
 
 @asynccontextmanager

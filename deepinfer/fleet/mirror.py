@@ -116,6 +116,11 @@ class Mirror:
             raise StoreUnavailable("serve has not read the store yet; its log says why. Try again soon.")
         return self.fleet
 
+    async def becomes(self, *, doubted: bool) -> None:
+        """Wait until the store that answers is taken for another fleet's, or is so no longer."""
+        while bool(self.doubt) is not doubted:
+            await self._moved.wait()
+
     async def settled(self) -> None:
         """Once what this process wrote has come back, whatever it makes of the store. Waits a moment at most."""
         with suppress(TimeoutError):

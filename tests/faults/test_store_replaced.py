@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.fault_fleet import FaultFleet
 from tests.faults.store_fleet import joined, store_fleet
 from tests.fleet import eventually
 from tests.stories.test_kills import under_load
@@ -66,6 +67,25 @@ def test_row_37_a_control_plane_that_starts_on_a_wiped_store_ends_no_engine_eith
         assert fleet.http.post("/v1/fleet/confirm").status_code == 200
         fleet.wait_ready("chat", as_foreseen=False)
         eventually(lambda: not fleet.told()["waiting_nodes"])
+
+
+def test_row_37_who_doubts_a_wiped_store_does_not_keep_others_from_leading_there(tmp_path: Path) -> None:
+    with FaultFleet(tmp_path, gateways=2, nodes=0).running() as fleet:
+        doubting, late = fleet.gateways
+        late.kill()
+        assert fleet.leader() is doubting
+        fleet.etcd.wipe()
+        fleet.etcd.start()
+        eventually(lambda: "wiped or exchanged" in fleet.get("/v1/fleet")["trouble"], 10)
+        fleet.start_gateway(late)
+        assert late.http.get("/v1/fleet").json()["trouble"] == ""
+        assert fleet.leader() is late
+        late.http.post("/v1/deployments", json={"name": "chat", "model": "m", "engine": "sim"}).raise_for_status()
+        eventually(lambda: fleet.now().refusals, 5)
+        assert late.http.post("/v1/fleet/confirm").raise_for_status().json()["trouble"] == ""
+        assert doubting.http.post("/v1/fleet/confirm").raise_for_status().json()["trouble"] == ""
+        late.kill()
+        assert fleet.leader(other_than=late) is doubting
 
 
 def test_row_38_after_an_old_backup_was_restored_nothing_older_runs_and_what_it_knows_runs_on(tmp_path: Path) -> None:
