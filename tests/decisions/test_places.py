@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from deepinfer.control_plane.scheduler import fit
 from deepinfer.control_plane.scheduler.foresight import foreseen, with_agents_work
 from deepinfer.control_plane.scheduler.plan import plan, planned
+from deepinfer.control_plane.scheduler.rebalancing import better_places
 from deepinfer.fleet import keys
 from deepinfer.fleet.resources import Intent, Node, NodeSettings
 from deepinfer.fleet.snapshot import Snapshot
@@ -51,9 +53,28 @@ def test_way_for_many_is_made_without_looking_at_every_node_for_each() -> None:
     assert devices_asked_for() - before < 20 * 150
 
 
+def test_a_rebalance_does_not_look_at_every_node_for_each_move() -> None:
+    crowded = running((deployment("x", replicas=200),), tuple(gpus(f"n{i:03}", 10) for i in range(20)))
+    roomy = dataclasses.replace(crowded, nodes=tuple(gpus(f"n{i:03}", 10) for i in range(40)))
+    before = devices_asked_for()
+    assert len(better_places(roomy)) == 100
+    assert devices_asked_for() - before < 2_500
+
+
+def test_what_nodes_offer_is_compared_once_and_not_for_each_deployment() -> None:
+    names = [f"d{i:02}" for i in range(50)]
+    fleet = Snapshot(deployments=tuple(map(deployment, names)), nodes=tuple(gpus(f"n{i}", 5) for i in range(10)))
+    before = times_asked(fit._known_offer.cache_info())
+    assert plan(fleet).refusals == ()
+    assert times_asked(fit._known_offer.cache_info()) - before == len(fleet.nodes)
+
+
 def devices_asked_for() -> int:
-    asked = fit._remembered.cache_info()
-    return asked.hits + asked.misses
+    return times_asked(fit._remembered.cache_info())
+
+
+def times_asked(cache: Any) -> int:
+    return int(cache.hits + cache.misses)
 
 
 def test_an_equal_priority_takes_nothing() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from deepinfer.control_plane.scheduler.eligibility import ineligible
-from deepinfer.control_plane.scheduler.fit import exclusive, fitting_devices
+from deepinfer.control_plane.scheduler.fit import exclusive
 from deepinfer.control_plane.scheduler.room import Room
 from deepinfer.control_plane.scheduler.sight import Sight
 from deepinfer.fleet.resources import Deployment, Intent, Node, Placement
@@ -119,7 +119,7 @@ def _devices_without(
 ) -> tuple[str, ...] | None:
     freed = {d for placement in those for d in placement.devices if not room.is_promised(node.name, d)}
     taken = {device: holder for device, holder in room.taken(node.name).items() if device not in freed}
-    return fitting_devices(deployment.spec, node, taken)
+    return room.fitting(deployment, node, taken)
 
 
 def _is_weaker(placement: Placement, deployment: Deployment, sight: Sight) -> bool:

@@ -117,7 +117,7 @@ class Room:
     def move(self, placement: Placement, deployment: Deployment) -> None:
         """As if it had been replaced already; only to look what would be then."""
         self._remove(placement)
-        self._seats.clear()
+        self._offer_again(placement.node)
         self.place(deployment)
 
     def promise(self, node: str, devices: Iterable[str], deployment: str) -> None:
@@ -135,6 +135,10 @@ class Room:
         if reason := ineligible(deployment, node, self.beside(node.name), self._sight):
             return NoFit(reason)
         return devices_for(deployment.spec, node, self.taken(node.name))
+
+    def fitting(self, deployment: Deployment, node: Node, taken: Mapping[str, str]) -> tuple[str, ...] | None:
+        """The devices one more would get there if these were taken."""
+        return fitting_devices(deployment.spec, node, taken, self._sight.offers[node.name])
 
     def taken(self, node: str) -> Mapping[str, str]:
         return self._taken.get(node, {})
@@ -174,8 +178,18 @@ class Room:
     def _seat(self, deployment: Deployment, node: Node) -> Seat | None:
         if ineligible(deployment, node, self.beside(node.name), self._sight):
             return None
-        devices = fitting_devices(deployment.spec, node, self.taken(node.name))
+        devices = self.fitting(deployment, node, self.taken(node.name))
         return None if devices is None else (self.rank(deployment, node.name, devices), devices)
+
+    def _offer_again(self, name: str) -> None:
+        """Something is gone from the node, so it may be better for everybody than their heaps have it."""
+        node = self._sight.verified.get(name)
+        if node is None:
+            return
+        for deployment, seats in self._seats.items():
+            seat = self._seat(self._sight.deployments[deployment], node)
+            if seat is not None:
+                heapq.heappush(seats, seat)
 
     def _free_devices(self, node: str) -> int:
         offered = exclusive(tuple(device.id for device in self._sight.verified[node].devices))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from deepinfer.control_plane.scheduler.fit import same_engine
+from deepinfer.control_plane.scheduler.fit import Offer, offer_of, same_engine
 from deepinfer.fleet import keys
 from deepinfer.fleet.resources import Deployment, Node, NodeSettings, Phase, Placement
 from deepinfer.fleet.rollout import Outcome, Rollout
@@ -41,6 +41,11 @@ class Sight:
     def verified(self) -> Mapping[str, Node]:
         """The nodes of which everything is known: alive, and all their placements readable."""
         return {node.name: node for node in self.fleet.nodes if node.name not in self.unreadable_on}
+
+    @cached_property
+    def offers(self) -> Mapping[str, Offer]:
+        """What each verified node has to give, looked up once: it is asked for by every deployment."""
+        return {node.name: offer_of(node) for node in self.verified.values()}
 
     @cached_property
     def settings(self) -> Mapping[str, NodeSettings]:
