@@ -158,6 +158,12 @@ def test_a_cordoned_node_keeps_what_it_runs_and_takes_nothing() -> None:
     assert [p.node for p in plan(fleet).placements] == ["a", "b", "b", "b"]
 
 
+def test_a_node_of_which_it_cannot_be_read_what_people_decided_takes_nothing() -> None:
+    fleet = running((deployment(replicas=2),), (node("a"), node("b")))
+    odd = dataclasses.replace(fleet, deployments=(deployment(replicas=4),), unreadable={keys.node_settings("a"): "x"})
+    assert [p.node for p in plan(odd).placements] == ["a", "b", "b", "b"]
+
+
 def test_a_drained_node_is_emptied_one_by_one_and_only_into_room() -> None:
     fleet = running((deployment(replicas=2),), (gpus("a", 2), gpus("b", 1)))
     assert sorted(p.node for p in fleet.placements) == ["a", "b"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from deepinfer.control_plane.scheduler.sight import Sight, missing_label
+from deepinfer.fleet import keys
 from deepinfer.fleet.resources import Deployment, Node
 
 
@@ -13,6 +14,9 @@ def ineligible(deployment: Deployment, node: Node, beside: Iterable[str], sight:
     settings = sight.settings.get(node.name)
     if node.name in sight.unreadable_on:
         return f"{sight.unreadable_on[node.name]} cannot be read, so its free devices are unknown"
+    if node.name in sight.unreadable_settings:
+        odd = keys.node_settings(node.name)
+        return f"may be cordoned: {odd} cannot be read; `deepinfer cordon {node.name}` replaces it"
     if settings is not None and settings.drain:
         return f"is drained; `deepinfer uncordon {node.name}` lets it take replicas again"
     if settings is not None and settings.cordoned:

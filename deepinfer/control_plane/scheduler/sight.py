@@ -70,6 +70,11 @@ class Sight:
     def unreadable_nodes(self) -> frozenset[str]:
         return frozenset(self._unreadable(keys.NODES))
 
+    @cached_property
+    def unreadable_settings(self) -> frozenset[str]:
+        """Nodes that may be cordoned or drained."""
+        return frozenset(self._unreadable(keys.NODE_SETTINGS))
+
     def unreadable_of(self, deployment: Deployment) -> int:
         """Replicas that exist somewhere, and of which nothing else is known."""
         return sum(name.startswith(f"{deployment.name}-{deployment.uid}-") for name in self.unreadable_ids)
