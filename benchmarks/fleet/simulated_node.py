@@ -14,6 +14,7 @@ from benchmarks.fleet.telling import tell
 from deepinfer.agent.launching import LaunchedEngine
 from deepinfer.agent.membership import Membership
 from deepinfer.agent.node_agent import NodeAgent
+from deepinfer.agent.own_keys import OwnKeys
 from deepinfer.agent.plan import Stage
 from deepinfer.agent.replica import Replica
 from deepinfer.agent.simulated_devices import simulated_devices
@@ -61,7 +62,7 @@ class SimulatedAgent(NodeAgent):
     """Tells which deployments' generations its readings show for the first time."""
 
     def __init__(self, name: str, config: WorkerConfig, folder: Path) -> None:
-        super().__init__(name, config, folder, {}, _no_files, membership=Membership(folder))
+        super().__init__(name, config, folder, {}, _no_files, own_keys=OwnKeys(name, Membership(folder)))
         self._shown: set[tuple[str, int]] = set()
 
     def _act(self, tasks: asyncio.TaskGroup) -> set[str]:

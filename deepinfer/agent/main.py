@@ -34,6 +34,8 @@ from deepinfer.agent.native.launcher import NativeLauncher
 from deepinfer.agent.node_agent import NodeAgent
 from deepinfer.agent.node_pressure import NodePressure
 from deepinfer.agent.node_record import NodeRecord
+from deepinfer.agent.own_keys import OwnKeys
+from deepinfer.agent.placement_note import PlacementNote
 from deepinfer.agent.pressure import Limits
 from deepinfer.agent.registration import stay_registered
 from deepinfer.agent.simulated_devices import simulated_devices
@@ -69,7 +71,8 @@ async def run(name: str, config: Config) -> None:
         launchers: dict[Backend, Launcher] = {Backend.NATIVE: native, Backend.DOCKER: containers}
         models = Models(places.cache_dir() / "models", os.environ, config.worker.model_roots)
         membership = Membership(state.path)
-        agent = NodeAgent(name, config.worker, state.engines, launchers, models.files, membership=membership)
+        own_keys = OwnKeys(name, membership, PlacementNote(state.path))
+        agent = NodeAgent(name, config.worker, state.engines, launchers, models.files, own_keys=own_keys)
         async with serving_logs(state.engines) as logs_endpoint, daemon.followed(), asyncio.TaskGroup() as lives:
             record = NodeRecord(_node(state, config.worker, logs_endpoint, engines), engines.engines, daemon)
             pressure = await asyncio.to_thread(_pressure, state, config.worker)
@@ -162,7 +165,7 @@ async def _look_after_node(
 
 
 async def _stay_in_the_fleet(record: NodeRecord, agent: NodeAgent, config: Config, lives: asyncio.TaskGroup) -> None:
-    """Never returns. A store that does not answer yet is waited for: adopted engines need none."""
+    """Never returns. A store that does not answer yet is waited for, and what was placed here last is kept running."""
     told = False
     while True:
         try:
@@ -172,6 +175,7 @@ async def _stay_in_the_fleet(record: NodeRecord, agent: NodeAgent, config: Confi
             if not told:
                 log.warning("%s Waiting for it; engines that run are left alone.", error)
             told = True
+            agent.converge_alone(lives)
         await asyncio.sleep(_STORE_AGAIN_SECONDS)
 
 

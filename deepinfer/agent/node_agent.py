@@ -15,7 +15,6 @@ from pathlib import Path
 
 from deepinfer.agent.engine_folders import is_placement_id
 from deepinfer.agent.launching import Launcher, Mark
-from deepinfer.agent.membership import Membership
 from deepinfer.agent.own_keys import OwnKeys
 from deepinfer.agent.plan import Forget, Hold, Situation, Stage, Start, Stop, Wait, plan
 from deepinfer.agent.replica import Replica
@@ -43,11 +42,11 @@ class NodeAgent:
         launchers: Mapping[Backend, Launcher],
         model_files: ModelFiles,
         *,
-        membership: Membership,
+        own_keys: OwnKeys,
     ) -> None:
         self.changed = asyncio.Event()
         self.passed = asyncio.Event()  # set after every pass
-        self._own = OwnKeys(node, membership)
+        self._own = own_keys
         self._workshop = Workshop(node, config, engines, launchers, model_files, self._in_charge, self._told)
         self._replicas: dict[str, Replica] = {}
         self._closed: tuple[str, ...] = ()
@@ -107,6 +106,7 @@ class NodeAgent:
             await self._own.read(store)
         except (StoreUnavailable, AnotherFleet) as error:
             self._store_is_lost(error)
+            self._own.recall()
             self._act(tasks)
             return
         forgotten = self._act(tasks)
@@ -116,6 +116,12 @@ class NodeAgent:
             self._store_is_lost(error)
         else:
             self._store_lost = False
+
+    def converge_alone(self, tasks: asyncio.TaskGroup) -> None:
+        """One pass while there is no store at all."""
+        self._own.recall()
+        self._act(tasks)
+        self.passed.set()
 
     async def stop_all(self, announce: Callable[[str], None], hurry: asyncio.Event) -> None:
         """End every engine of this node; `hurry` cuts the wait for running requests short."""
@@ -175,7 +181,7 @@ class NodeAgent:
         return frozenset(replica.mark for replica in self._replicas.values() if replica.mark is not None)
 
     def _remember_counts(self) -> None:
-        if self._own.known is not None:
+        if self._own.known is not None and not self._own.known.wanted.is_recalled:
             for placement_id, replica in self._replicas.items():
                 replica.remember(self._own.known.statuses.get(placement_id))
 

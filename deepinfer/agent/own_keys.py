@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from deepinfer.agent.engine_folders import is_placement_id
 from deepinfer.agent.membership import Membership
+from deepinfer.agent.placement_note import PlacementNote
 from deepinfer.agent.plan import Wanted
 from deepinfer.fleet import keys
 from deepinfer.fleet.reading import Reading
@@ -40,10 +41,12 @@ class Known:
 class OwnKeys:
     """One node's placements and statuses, in a store that is its fleet's."""
 
-    def __init__(self, node: str, membership: Membership) -> None:
+    def __init__(self, node: str, membership: Membership, note: PlacementNote | None = None) -> None:
         self.known: Known | None = None  # as read last, however long ago
         self._node = node
         self._membership = membership
+        self._note = note  # None: nothing is remembered beyond this run
+        self._is_recalled = False
         self._store: EtcdStore | None = None
         self._trusted_until = 0.0
 
@@ -61,7 +64,20 @@ class OwnKeys:
             reading = await store.read(keys.placement(self._node, ""), keys.statuses(self._node), keys.IDENTITY)
             self._membership.check(reading.values.get(keys.IDENTITY))
             self.known = _known(reading, self._node)
+        if self._note is not None:
+            self._note.write(self._membership.fleet, self.known.wanted.placements)
         return self.known
+
+    def recall(self) -> None:
+        """Know what an earlier agent of this node read last, if nothing was read yet."""
+        if self._note is None or self.known is not None or self._is_recalled:
+            return
+        self._is_recalled = True
+        noted = self._note.read(self._membership.fleet)
+        if noted is not None:
+            log.warning("going by the %d placements that were noted here last", len(noted))
+            good = tuple(p for p in noted if p.node == self._node and is_placement_id(p.id))
+            self.known = Known(Wanted(good, is_recalled=True), {}, {})
 
     async def tell(self, store: EtcdStore, statuses: Collection[ReplicaStatus], gone: Collection[str]) -> None:
         """Write what is not there yet, and remove the statuses of `gone`; what was read stays true thereby.

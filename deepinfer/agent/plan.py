@@ -43,6 +43,7 @@ class Wanted:
     placements: tuple[Placement, ...] = ()
     unreadable: frozenset[str] = frozenset()  # ids that are there but cannot be understood
     reported: frozenset[str] = frozenset()  # ids that have a status
+    is_recalled: bool = False  # from an earlier agent's note: what it lacks may be wanted all the same
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,10 @@ def _actions(situation: Situation) -> Iterator[Action]:
             action = _held(_serve(placement, seen, situation.now), seen, situation.closed)
         else:
             action = _end(seen, known=placement_id in situation.seen or is_reported)
+        if placement is None and wanted.is_recalled:
+            action = Keep(placement_id)
         if placement is not None and placement.spec.backend in situation.unseen:
-            action = _waiting(action, placement, is_reported=is_reported)
+            action = _waiting(action, placement, is_reported=is_reported or wanted.is_recalled)
         yield action
     yield from (Keep(placement_id) for placement_id in sorted(wanted.unreadable))
 

@@ -124,9 +124,20 @@ def test_while_docker_is_silent_its_containers_are_neither_gone_nor_started_agai
     assert plan(replace(situation, unseen=frozenset({Backend.NATIVE}))) == plan(replace(situation, unseen=frozenset()))
 
 
+def test_a_container_of_which_only_a_note_tells_is_left_as_an_earlier_agent_reported_it() -> None:
+    recalled = Wanted((SERVE.model_copy(update={"spec": BOXED}),), is_recalled=True)
+    assert plan(Situation(10, recalled, unseen=frozenset({Backend.DOCKER}))) == (Keep(ID),)
+
+
 def test_nothing_is_concluded_without_a_reading() -> None:
     seen = {ID: Seen(ID, 1, Stage.RUNNING), "b": Seen("b", 1, Stage.CRASHED)}
     assert plan(Situation(10, None, seen)) == (Keep("b"), Keep(ID))
+
+
+def test_what_an_earlier_agents_note_lacks_is_left_alone() -> None:
+    recalled = Wanted((SERVE, DRAIN.model_copy(update={"id": "c"})), is_recalled=True)
+    seen = {"b": Seen("b", 1, Stage.RUNNING), "c": Seen("c", 2, Stage.RUNNING), "d": Seen("d", 1, Stage.CRASHED)}
+    assert plan(Situation(10, recalled, seen)) == (Keep("b"), Stop("c"), Start(SERVE), Keep("d"))
 
 
 def test_an_engine_whose_placement_cannot_be_read_is_left_alone() -> None:

@@ -12,6 +12,8 @@ import pytest
 from deepinfer.agent.membership import Membership
 from deepinfer.agent.node_agent import NodeAgent
 from deepinfer.agent.own_keys import OwnKeys
+from deepinfer.agent.placement_note import PlacementNote
+from deepinfer.agent.plan import Wanted
 from deepinfer.fleet import keys
 from deepinfer.fleet.config import WorkerConfig
 from deepinfer.fleet.errors import AnotherFleet, StoreConflict, StoreUnavailable
@@ -88,6 +90,36 @@ async def test_a_write_without_an_answer_is_a_reason_to_read(etcd: str, store: E
     assert (await store.read(STATUS)).values[STATUS] == status().to_json()
 
 
+def mode_of(file: Path) -> int:
+    return file.stat().st_mode & 0o777
+
+
+async def test_the_next_agent_without_a_store_recalls_what_was_read_last(store: EtcdStore, tmp_path: Path) -> None:
+    await put_chat(store)
+    await OwnKeys("node-1", Membership(tmp_path), PlacementNote(tmp_path)).read(store)
+    assert mode_of(tmp_path / "placements.json") == 0o600  # specs hold tokens
+    following = OwnKeys("node-1", Membership(tmp_path), PlacementNote(tmp_path))
+    following.recall()
+    assert following.known is not None
+    assert following.known.wanted == Wanted((CHAT,), is_recalled=True)
+    assert not (await following.read(store)).wanted.is_recalled
+    following.recall()
+    assert not following.known.wanted.is_recalled
+
+
+@pytest.mark.parametrize("harm", [b"", b"\xff\x00", b"{", b'{"fleet": "%s", "placements": [{}]}' % (b"a" * 16)])
+def test_a_damaged_note_is_none(tmp_path: Path, caplog: pytest.LogCaptureFixture, harm: bytes) -> None:
+    note = PlacementNote(tmp_path)
+    note.write("a" * 16, [CHAT])
+    assert PlacementNote(tmp_path).read("a" * 16) == (CHAT,)
+    assert PlacementNote(tmp_path).read("b" * 16) is None
+    (tmp_path / "placements.json").write_bytes(harm)
+    assert PlacementNote(tmp_path).read("a" * 16) is None
+    assert "cannot be understood" in caplog.text
+    note.write("a" * 16, [])
+    assert note.read("a" * 16) == ()
+
+
 @asynccontextmanager
 async def followed(agent: NodeAgent, store: EtcdStore) -> AsyncIterator[asyncio.TaskGroup]:
     """As a worker does; the first news, that a watch is set up, has come."""
@@ -105,7 +137,8 @@ async def no_files(spec: DeploymentSpec, progress: object) -> Path | None:
 @pytest.fixture
 def agent(tmp_path: Path) -> NodeAgent:
     """It may start nothing."""
-    agent = NodeAgent("node-1", WorkerConfig(), tmp_path, {}, no_files, membership=Membership(tmp_path))
+    own_keys = OwnKeys("node-1", Membership(tmp_path))
+    agent = NodeAgent("node-1", WorkerConfig(), tmp_path, {}, no_files, own_keys=own_keys)
     agent.close(("of a test",))
     agent.changed.clear()
     return agent

@@ -260,6 +260,36 @@ async def test_engines_are_restarted_while_the_store_is_away(tmp_path: Path, own
         await worker.clean_up()
 
 
+async def test_an_agent_that_starts_without_the_store_keeps_what_was_placed_last(
+    tmp_path: Path, own_etcd: EtcdProcess
+) -> None:
+    """Both what crashed while no agent looked and what crashes later; what was counted before is not forgotten."""
+    worker, other = Worker(tmp_path, own_etcd.endpoint), simulated(replica=1)
+    try:
+        async with EtcdStore.connect([own_etcd.endpoint]) as store:
+            chat = await running(worker, store)
+            await put(store, other)
+            second = await until(store, in_phase(other, Phase.READY))
+        assert chat.pid is not None and second.pid is not None
+        await worker.end(signal.SIGKILL)
+        own_etcd.kill()
+        os.kill(second.pid, signal.SIGKILL)
+        await worker.begin()
+        (again,) = eventually(lambda: [p for p in worker.engines() if p.pid not in (chat.pid, second.pid)], 30)
+        os.kill(chat.pid, signal.SIGKILL)
+        gone = {chat.pid, second.pid, again.pid}
+        (chat_again,) = eventually(lambda: [p for p in worker.engines() if p.pid not in gone], 30)
+        own_etcd.start()
+        async with EtcdStore.connect([own_etcd.endpoint]) as store:
+            pids = {again.pid, chat_again.pid}
+            found = await until(store, lambda fleet: {s.pid for s in fleet.statuses if s.phase is Phase.READY} == pids)
+            assert found and len(worker.engines()) == 2
+            after = in_phase(CHAT, Phase.READY)(await everything(store))
+            assert after is not None and after.restarts == 1
+    finally:
+        await worker.clean_up()
+
+
 async def registered_anew(store: EtcdStore, before: int) -> None:
     async with asyncio.timeout(20), aclosing(store.changes(keys.NODES)) as changes:
         async for _ in changes:
