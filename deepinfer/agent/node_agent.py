@@ -76,7 +76,7 @@ class NodeAgent:
             known = self._replicas.get(placement_id)
             if engine.is_whole and (known is None or known.seen.stage is Stage.ABSENT):
                 log.info("adopted %s (epoch %d), process %d", placement_id, engine.mark.epoch, engine.pid)
-                self._replicas[placement_id] = Replica(placement_id, self._workshop)
+                self._replicas[placement_id] = Replica(placement_id, self._workshop, inherits=True)
                 self._replicas[placement_id].adopt(engine, tasks)
             else:
                 log.warning("ending what an earlier run left of %s (process %d)", engine.mark, engine.pid)
@@ -173,8 +173,10 @@ class NodeAgent:
 
     def _replica(self, placement_id: str) -> Replica:
         if placement_id not in self._replicas:
-            last = self._own.known.statuses.get(placement_id) if self._own.known else None
-            self._replicas[placement_id] = Replica(placement_id, self._workshop, last)
+            known = self._own.known
+            last = known.statuses.get(placement_id) if known else None
+            inherits = known is not None and known.wanted.is_recalled
+            self._replicas[placement_id] = Replica(placement_id, self._workshop, last, inherits=inherits)
         return self._replicas[placement_id]
 
     def _in_charge(self) -> frozenset[Mark]:

@@ -36,15 +36,18 @@ log = logging.getLogger(__name__)
 class Replica:
     """Its methods never wait; what takes time happens in its life, which the given TaskGroup owns."""
 
-    def __init__(self, placement_id: str, workshop: Workshop, last_status: ReplicaStatus | None = None) -> None:
+    def __init__(
+        self, placement_id: str, workshop: Workshop, last_status: ReplicaStatus | None = None, *, inherits: bool = False
+    ) -> None:
+        """`inherits`: an earlier agent looked after it; what that one had counted is yet to be heard of."""
         self.id = placement_id
         self.status: ReplicaStatus | None = None  # None: nothing to say yet, so an adopted engine stays as reported
         self._workshop = workshop
         self._stage = Stage.ABSENT
         self._epoch = last_status.epoch if last_status else 0
         self._restarts = Restarts().and_before(last_status) if last_status else Restarts()
-        self._started_before = last_status is not None and (last_status.pid is not None or last_status.restarts > 0)
-        self._inherits = False
+        self._started_before = inherits or bool(last_status and (last_status.pid is not None or last_status.restarts))
+        self._inherits = inherits
         self._life: asyncio.Task[None] | None = None
         self._engine: LaunchedEngine | None = None
         self._ending = asyncio.Event()
@@ -79,12 +82,11 @@ class Replica:
     def adopt(self, engine: LaunchedEngine, tasks: asyncio.TaskGroup) -> None:
         """Go on with a life that an earlier agent began."""
         self._epoch = engine.mark.epoch
-        self._inherits = self._started_before = True
         self._begin(Stage.RUNNING)
         self._live_with(engine, tasks)
 
     def remember(self, status: ReplicaStatus | None) -> None:
-        """What the agent that an engine was adopted from had counted; heard of once the store can be read."""
+        """What an earlier agent had counted; heard of once the store can be read."""
         if self._inherits and status is not None and status.epoch == self._epoch:
             self._restarts = self._restarts.and_before(status)
             if self.status is not None:
@@ -113,7 +115,7 @@ class Replica:
         await self.ended()
 
     def _take(self, placement: Placement) -> None:
-        if placement.epoch != self._epoch:
+        if self._epoch not in (0, placement.epoch):  # 0: nothing is known of an epoch before it
             self._restarts, self._started_before = Restarts(), False
         self._epoch = placement.epoch
 

@@ -269,7 +269,13 @@ async def test_an_agent_that_starts_without_the_store_keeps_what_was_placed_last
         async with EtcdStore.connect([own_etcd.endpoint]) as store:
             chat = await running(worker, store)
             await put(store, other)
-            second = await until(store, in_phase(other, Phase.READY))
+            first = await until(store, in_phase(other, Phase.READY))
+            assert first.pid is not None
+            os.kill(first.pid, signal.SIGKILL)
+            second = await until(
+                store, lambda fleet: next((s for s in fleet.statuses if s.restarts == 1 and s.pid), None)
+            )
+            await until(store, in_phase(other, Phase.READY))
         assert chat.pid is not None and second.pid is not None
         await worker.end(signal.SIGKILL)
         own_etcd.kill()
@@ -284,8 +290,8 @@ async def test_an_agent_that_starts_without_the_store_keeps_what_was_placed_last
             pids = {again.pid, chat_again.pid}
             found = await until(store, lambda fleet: {s.pid for s in fleet.statuses if s.phase is Phase.READY} == pids)
             assert found and len(worker.engines()) == 2
-            after = in_phase(CHAT, Phase.READY)(await everything(store))
-            assert after is not None and after.restarts == 1
+            restarts = {status.id: status.restarts for status in (await everything(store)).statuses}
+            assert restarts == {CHAT.id: 1, other.id: 2}
     finally:
         await worker.clean_up()
 
