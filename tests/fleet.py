@@ -21,6 +21,7 @@ from deepinfer.fleet import places
 
 T = TypeVar("T")
 
+DEEPINFER = Path(sys.executable).with_name("deepinfer")
 NOTHING: Mapping[str, str] = {}
 
 
@@ -182,6 +183,11 @@ class Fleet:
     def delete(self, name: str) -> None:
         assert self.http.delete(f"/v1/deployments/{name}").status_code == 202
         eventually(lambda: not self.replicas(name), 60)
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """What `deepinfer` says."""
+        command = [str(DEEPINFER), *arguments, "--server", self.url]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
 
     def processes(self) -> list[psutil.Process]:
         """Every process that runs in this fleet's name, engines and etcd included."""

@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +22,6 @@ from tests.etcd_process import EtcdProcess
 from tests.fleet import Fleet, eventually
 
 STALE = "x-deepinfer-stale-since"
-DEEPINFER = Path(sys.executable).with_name("deepinfer")
 SPEED = {"seconds_per_output_token": 0.005}
 
 
@@ -71,11 +69,6 @@ class StoreFleet(Fleet):
     def told(self) -> Any:
         """What `serve` says of its fleet."""
         return self.get("/v1/fleet")
-
-    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """What `deepinfer` says."""
-        command = [str(DEEPINFER), *arguments, "--server", self.url]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
 
     def try_to_write(self) -> httpx.Response:
         return self.http.post("/v1/deployments", json={"name": "new", "model": "new", "engine": "sim"})

@@ -76,6 +76,19 @@ def test_row_65_a_node_that_is_told_to_leave_is_replaced_first(tmp_path: Path) -
 
 
 @pytest.mark.faults
+def test_row_65_a_node_that_a_person_drains_is_emptied_only_as_its_replicas_are_replaced(tmp_path: Path) -> None:
+    with FaultFleet(tmp_path, nodes=2).running() as fleet:
+        fleet.simulate(replicas=2)
+        assert {replica["node"] for replica in fleet.replicas("chat")} == {"node-1", "node-2"}
+        with standing(fleet, breaks="chat") as traffic:
+            assert fleet.command("drain", "node-2").stdout == "node-2 is drained\n"
+            assert {replica["node"] for replica in fleet.replicas("chat")} == {"node-1"}
+            fleet.routed_everywhere()
+            traffic.more()
+        assert not traffic.tally.tried_again, traffic.tally.tried_again
+
+
+@pytest.mark.faults
 def test_row_9_an_engine_that_answers_is_not_replaced_however_long_its_agent_is_away(tmp_path: Path) -> None:
     with FaultFleet(tmp_path, nodes=3, serve="node_grace_seconds = 2\n").running() as fleet:
         fleet.simulate(replicas=3)
