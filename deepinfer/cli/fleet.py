@@ -17,7 +17,7 @@ fleet = typer.Typer(help="Show the fleet's identity, and accept another store fo
 
 @fleet.command("status")
 def status(*, output: Format = Output.TABLE, server: Address = DEFAULT_SERVER) -> None:
-    """Show which fleet this is, and whether its store can be relied upon."""
+    """Show which fleet this is, and whether its store can be relied upon: etcd's alarms, too."""
     with connect(server) as api:
         view = api.fleet()
     if output is Output.JSON:
@@ -61,6 +61,6 @@ def _show(view: View, *, err: bool = False) -> None:
 def store_sentence(view: View) -> str:
     """Whether it can be relied upon. One that is away may be sound: nobody can tell."""
     if not view["stale_since"]:
-        return "sound"
-    trouble = view["trouble"] or "away; the log of serve says why"
+        return view["alarm"] or "sound"
+    trouble = " ".join(filter(None, [view["trouble"], view["alarm"]])) or "away; the log of serve says why"
     return f"{trouble} (known is what was there at {view['stale_since']})"

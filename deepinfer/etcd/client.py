@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Any
@@ -41,6 +42,7 @@ from deepinfer.etcd.watch import Batch, nobody_asks, watch
 __all__ = ["Client", "Outcome", "Transaction"]
 
 PAGE = 500  # keys a page; a page must stay below the 64 MiB a message may have
+_ALARM = re.compile(r"\balarm:\s*(\w+)")  # an alarm among a status's errors: its message as text
 
 
 class Client:
@@ -99,6 +101,11 @@ class Client:
     async def server_version(self) -> str:
         answer = await self._call(STATUS, pb.StatusRequest())
         return str(answer.version)
+
+    async def alarms(self) -> list[str]:
+        """The names of those that its members have raised, such as NOSPACE, as the one in use knows them."""
+        answer = await self._call(STATUS, pb.StatusRequest())
+        return [name for error in answer.errors for name in _ALARM.findall(error)]
 
     def snapshot(self) -> AsyncGenerator[Piece, None]:
         """See `deepinfer.etcd.snapshot.snapshot`: all that etcd holds, whatever the namespace. Close it."""

@@ -37,6 +37,7 @@ from deepinfer.fleet.errors import (
     StoreRefused,
     StoreUnavailable,
 )
+from deepinfer.fleet.etcd_alarm import alarm_told
 from deepinfer.fleet.reading import Changes, Entry, Reading
 from deepinfer.fleet.snapshot import View, snapshot_of
 
@@ -99,6 +100,11 @@ class EtcdStore:
             except Denied:
                 await self._client.get(keys.LEADER.encode())  # raises, too, if it is the login that is wrong
                 return ""
+
+    async def alarm(self) -> str:
+        """What etcd has raised an alarm about, and the next step; "" if nothing."""
+        with self._errors_named():
+            return alarm_told(await self._client.alarms())
 
     async def snapshot(self) -> AsyncGenerator[Piece, None]:
         """All that etcd holds, other users' keys included, in pieces. Use it in `contextlib.aclosing`."""

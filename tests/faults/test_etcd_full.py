@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from deepinfer.fleet.errors import StoreFull
 from deepinfer.fleet.leadership import Leadership, lead
 from deepinfer.fleet.store import EtcdStore
 from tests.etcd_cluster import EtcdCluster, etcd_cluster
+from tests.fleet import Fleet, eventually
 
 pytestmark = pytest.mark.faults
 
@@ -33,6 +35,18 @@ async def fill(store: EtcdStore) -> None:
         for _ in range(100):
             await store.commit({"/deepinfer/large": b"x" * 900_000})
         raise AssertionError("it never got full")
+
+
+async def filled(cluster: EtcdCluster) -> None:
+    async with EtcdStore.connect(cluster.endpoints) as store:
+        await fill(store)
+
+
+async def make_room(cluster: EtcdCluster) -> None:
+    async with Client(cluster.endpoints) as client:
+        await client.compact((await EtcdStore(client, cluster.endpoints).read("/deepinfer/")).revision)
+    cluster.etcdctl("defrag")
+    cluster.etcdctl("alarm", "disarm")
 
 
 class Loops:
@@ -73,9 +87,7 @@ async def test_row_36_a_full_database_stops_growth_and_nothing_else(small: EtcdC
             with pytest.raises(StoreFull, match="etcdctl alarm disarm"):
                 await store.commit({"/deepinfer/more": b"x"})
 
-            await client.compact((await store.read("/deepinfer/")).revision)
-            small.etcdctl("defrag")
-            small.etcdctl("alarm", "disarm")
+            await make_room(small)
             has_room = time.monotonic()
             async with asyncio.timeout(10):
                 await loops.passed.wait()
@@ -83,3 +95,17 @@ async def test_row_36_a_full_database_stops_growth_and_nothing_else(small: EtcdC
             assert "/deepinfer/nodes/a" in (await store.read("/deepinfer/")).entries
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
+
+
+def test_row_36_a_person_is_told_that_it_is_full_and_the_next_step(small: EtcdCluster, tmp_path: Path) -> None:
+    with Fleet(tmp_path, etcd=small.endpoints[0]).running() as fleet:
+        assert "Store:      sound\n" in fleet.command("fleet", "status").stdout
+        asyncio.run(filled(small))
+        told = fleet.command("fleet", "status").stdout
+        assert "Store:      etcd's database is full; " in told and "`etcdctl alarm disarm`" in told
+        refused = fleet.http.post("/v1/deployments", json={"name": "chat", "model": "m", "engine": "sim"})
+        assert (refused.status_code, refused.json()["error"]["message"]) == (503, fleet.get("/v1/fleet")["alarm"])
+        asyncio.run(make_room(small))
+        eventually(lambda: not fleet.get("/v1/fleet")["alarm"], 5)
+        assert fleet.deploy(name="chat", model="m", engine="sim", device="cpu")
+        fleet.wait_ready("chat")

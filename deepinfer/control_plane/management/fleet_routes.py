@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
+
 from fastapi import APIRouter
 
 from deepinfer.control_plane.management.dependencies import TheMirror
 from deepinfer.control_plane.management.views import FleetIdentityView
 from deepinfer.fleet import keys
+from deepinfer.fleet.errors import StoreRefused, StoreUnavailable
 from deepinfer.fleet.identity import confirmed, doubt_about
 from deepinfer.fleet.snapshot import snapshot_of
+from deepinfer.fleet.store import EtcdStore
 
 router = APIRouter(prefix="/v1/fleet", tags=["fleet"])
+
+_ALARM_SECONDS = 1.0
+"""What is known without etcd is told no later than that."""
 
 
 @router.get("")
@@ -20,6 +28,7 @@ async def get_fleet(mirror: TheMirror) -> FleetIdentityView:
     return FleetIdentityView(
         id=mirror.known,
         trouble=mirror.doubt,
+        alarm=await _alarm(mirror.store),
         stale_since=mirror.stale_since.isoformat(timespec="seconds") if mirror.stale_since else None,
         waiting_nodes=waiting,
     )
@@ -37,3 +46,10 @@ async def confirm_fleet(mirror: TheMirror) -> FleetIdentityView:
     await confirmed(mirror.store, [mirror.known, *strangers])
     await mirror.settled()
     return await get_fleet(mirror)
+
+
+async def _alarm(store: EtcdStore) -> str:
+    with suppress(StoreUnavailable, StoreRefused, TimeoutError):
+        async with asyncio.timeout(_ALARM_SECONDS):
+            return await store.alarm()
+    return ""

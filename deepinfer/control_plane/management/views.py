@@ -137,5 +137,9 @@ class FleetIdentityView(View):
 
     id: str
     trouble: str = Field(description="Why the store that answers is not taken for this fleet's; empty when it is.")
+    alarm: str = Field(
+        description="What etcd has raised an alarm about, such as a full database, and the next step; empty when there "
+        "is none, when etcd does not answer, or when it tells that to its root alone."
+    )
     stale_since: str | None = Field(description="Since when nothing new is known; null while the store answers.")
     waiting_nodes: dict[str, str] = Field(description="Node -> why it goes by none of what the store says.")
