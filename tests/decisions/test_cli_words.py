@@ -236,4 +236,6 @@ def test_the_welcome_tells_addresses_that_work_from_here(host: str, port: int, u
     ],
 )
 def test_a_store_that_is_away_is_not_called_sound(trouble: str, stale_since: str | None, told: str) -> None:
-    assert store_sentence({"trouble": trouble, "stale_since": stale_since}).startswith(told)
+    assert store_sentence({"trouble": trouble, "alarm": "", "stale_since": stale_since}).startswith(told)
+    full = {"trouble": trouble, "alarm": "etcd's database is full", "stale_since": stale_since}
+    assert "sound" not in store_sentence(full) and "is full" in store_sentence(full)
