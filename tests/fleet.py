@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -77,19 +78,19 @@ class Fleet:
         worker: str = "",
         engines: Path | None = None,
         docker: str | None = None,
-        etcd: str = "",
+        etcd: Sequence[str] = (),
         *,
         serve: str = "",
     ) -> None:
         """`worker`, `serve`: lines of these tables of the configuration. `engines`: where workers look for installed
         engines; the user's own folder if it is not given. `docker`: where its workers look for Docker; nowhere if it is
-        not given. `etcd`: the endpoint of one that runs; `serve` brings its own if it is not given."""
+        not given. `etcd`: the endpoints of one that runs; `serve` brings its own if there are none."""
         self.home = home
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.etcd_port = free_port()
         self.config = home / "deepinfer.toml"
-        store = f'endpoints = ["{etcd}"]' if etcd else f"port = {self.etcd_port}"
+        store = f"endpoints = {json.dumps(list(etcd))}" if etcd else f"port = {self.etcd_port}"
         self.config.write_text(f"[etcd]\n{store}\n[serve]\nport = {self.port}\n{serve}[worker]\n{worker}")
         idle = httpx.Limits(keepalive_expiry=2)  # the server's 5 s are httpx's too, and then both act at once
         self.http = httpx.Client(base_url=self.url, timeout=60, limits=idle)

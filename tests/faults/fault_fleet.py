@@ -64,9 +64,8 @@ class FaultFleet(Fleet):
     def __init__(self, home: Path, *, gateways: int = 1, nodes: int = 1, worker: str = "", serve: str = "") -> None:
         (home / "etcd").mkdir()
         self.etcd = EtcdProcess(home / "etcd")
-        super().__init__(
-            home, worker=f"lease_seconds = {LEASE_SECONDS}\n{worker}", etcd=self.etcd.endpoint, serve=serve
-        )
+        worker = f"lease_seconds = {LEASE_SECONDS}\n{worker}"
+        super().__init__(home, worker=worker, etcd=[self.etcd.endpoint], serve=serve)
         ports = [self.port, *(free_port() for _ in range(gateways - 1))]
         self.gateways = [Gateway(number, port) for number, port in enumerate(ports)]
         self.nodes = [f"node-{number + 1}" for number in range(nodes)]

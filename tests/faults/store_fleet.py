@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,11 @@ SPEED = {"seconds_per_output_token": 0.005}
 
 
 class StoreFleet(Fleet):
-    """`serve` and one worker, on an etcd that the test may kill, wipe and restore."""
+    """`serve` and one worker, on an etcd of the test's."""
 
-    def __init__(self, home: Path, etcd: EtcdProcess, worker: str = "") -> None:
-        super().__init__(home, worker=worker, etcd=etcd.endpoint)
-        self.etcd = etcd
+    def __init__(self, home: Path, endpoints: Sequence[str], worker: str = "") -> None:
+        super().__init__(home, worker=worker, etcd=endpoints)
+        self._endpoints = endpoints
 
     def deploy_sim(self, name: str, **more: Any) -> psutil.Process:
         """A deployment that is ready; its one engine."""
@@ -46,7 +46,7 @@ class StoreFleet(Fleet):
         """What the store holds now."""
 
         async def read() -> View:
-            async with EtcdStore.connect([self.etcd.endpoint]) as store:
+            async with EtcdStore.connect(self._endpoints) as store:
                 return await store.view()
 
         return asyncio.run(read())
@@ -55,7 +55,7 @@ class StoreFleet(Fleet):
         """Behind everybody's back; nothing of how it came about is left."""
 
         async def write() -> None:
-            async with EtcdStore.connect([self.etcd.endpoint]) as store, Client([self.etcd.endpoint]) as client:
+            async with EtcdStore.connect(self._endpoints) as store, Client(self._endpoints) as client:
                 await client.compact(await store.commit(puts))
 
         asyncio.run(write())
@@ -78,15 +78,22 @@ class StoreFleet(Fleet):
         self.workers[name].wait()
 
 
+class LoneEtcdFleet(StoreFleet):
+    """Its etcd is one process that the test may kill, wipe and restore."""
+
+    def __init__(self, home: Path, etcd: EtcdProcess, worker: str = "") -> None:
+        super().__init__(home, [etcd.endpoint], worker)
+        self.etcd = etcd
+
+
 @contextmanager
-def store_fleet(home: Path, worker: str = "") -> Iterator[StoreFleet]:
+def store_fleet(home: Path, worker: str = "") -> Iterator[LoneEtcdFleet]:
     """Nothing is left after the block. `worker`: lines of the configuration's [worker] table."""
     (home / "etcd").mkdir()
     etcd = EtcdProcess(home / "etcd")
     etcd.start()
     try:
-        with StoreFleet(home, etcd, worker).running() as fleet:
-            assert isinstance(fleet, StoreFleet)
+        with LoneEtcdFleet(home, etcd, worker).running() as fleet:
             yield fleet
     finally:
         etcd.kill()

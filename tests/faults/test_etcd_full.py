@@ -98,7 +98,7 @@ async def test_row_36_a_full_database_stops_growth_and_nothing_else(small: EtcdC
 
 
 def test_row_36_a_person_is_told_that_it_is_full_and_the_next_step(small: EtcdCluster, tmp_path: Path) -> None:
-    with Fleet(tmp_path, etcd=small.endpoints[0]).running() as fleet:
+    with Fleet(tmp_path, etcd=small.endpoints).running() as fleet:
         assert "Store:      sound\n" in fleet.command("fleet", "status").stdout
         asyncio.run(filled(small))
         told = fleet.command("fleet", "status").stdout

@@ -1,4 +1,4 @@
-"""The store goes away and comes back: rows 28, 29 and 35. Requests, engines and what is known stay; writes wait."""
+"""The store goes away and comes back: rows 28, 29, 33 and 35. Requests, engines and what is known stay; writes wait."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from deepinfer.fleet import keys
+from tests.etcd_cluster import etcd_cluster
 from tests.faults.store_fleet import SPEED, STALE, StoreFleet, stopped, store_fleet
 from tests.fleet import eventually
 from tests.stories.test_kills import under_load
@@ -16,6 +17,8 @@ from tests.stories.test_kills import under_load
 pytestmark = pytest.mark.faults
 
 AWAY_SECONDS = 30.0
+MINORITY_SECONDS = 8.0
+"""Longer than the leases of the leader and of the node, which nobody can renew meanwhile."""
 SIM = {"model": "chat", "engine": "sim", "device": "cpu", "engine_args": SPEED}
 
 
@@ -78,6 +81,40 @@ def test_row_29_while_etcd_is_away_everything_that_runs_runs_on(tmp_path: Path) 
         assert {p.id: p for p in fleet.view().fleet.placements if p.deployment != "new"} == {
             p.id: p for p in placements
         }
+
+
+def test_row_33_while_two_of_three_members_are_lost_everything_that_runs_runs_on(tmp_path: Path) -> None:
+    with etcd_cluster(3) as three, StoreFleet(tmp_path, three.endpoints, "lease_seconds = 2\n").running() as fleet:
+        engine = fleet.deploy_sim("chat")
+        placements = fleet.view().fleet.placements
+        with under_load(fleet) as load:
+            lost = [member for member in three.members if not member.leads]
+            for member in lost:
+                member.kill()
+            back_at = time.monotonic() + MINORITY_SECONDS
+            eventually(fleet.is_stale, 10)
+            while time.monotonic() < back_at:
+                load.more()
+                assert fleet.names() == ["chat"]
+            refused = fleet.try_to_write()
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")
+            assert refused.headers[STALE]
+            for member in lost:
+                member.start()
+            three.wait_healthy()
+            has_leader = time.monotonic()
+            eventually(lambda: not fleet.is_stale(), 5)
+            eventually(lambda: fleet.try_to_write().status_code in (201, 409), 5)  # 409: written, the answer was lost
+            assert time.monotonic() - has_leader < 5
+            eventually(lambda: fleet.replicas("new"), 8)
+            assert time.monotonic() - has_leader < 8  # etcd gave the old leader's lease its whole time anew
+            load.more()
+        assert load.failed == []
+        (served,) = fleet.wait_ready("chat")
+        assert (served["pid"], served["restarts"], engine.is_running()) == (engine.pid, 0, True)
+        assert [p for p in fleet.view().fleet.placements if p.deployment == "chat"] == list(placements)
+        assert fleet.serve is not None
+        assert [process.poll() for process in (fleet.serve, *fleet.workers.values())] == [None, None]
 
 
 def answers(fleet: StoreFleet, model: str) -> bool:
