@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from deepinfer.fleet import keys
+from deepinfer.fleet.resources import Intent
 from tests.faults import etcd_reading
 from tests.faults.fault_fleet import FaultFleet
 from tests.faults.invariants import standing
@@ -94,6 +95,36 @@ def test_row_10_all_agents_lose_their_leases_at_once_and_nothing_moves(tmp_path:
         events = etcd_reading.history(fleet.etcd.endpoint)
         ended = {event.key for event in events if event.value is None}
         assert {keys.node(node) for node in fleet.nodes} <= ended, "the fault was too short to show anything"
+
+
+@pytest.mark.faults
+def test_row_10_two_of_three_nodes_that_die_together_are_not_replaced_before_a_person_says_so(tmp_path: Path) -> None:
+    """Their agents and engines, so that nothing answers; everybody who looks is told what holds it and how to go on."""
+    with FaultFleet(tmp_path, nodes=3, serve="node_grace_seconds = 3\n").running() as fleet:
+        fleet.simulate(replicas=3)
+        engines = {replica["node"]: replica["pid"] for replica in fleet.replicas("chat")}
+        placed = fleet.now().placements
+        with standing(fleet, breaks="chat") as traffic:
+            for node in ("node-2", "node-3"):
+                fleet.kill_worker(node)
+                os.kill(engines[node], signal.SIGKILL)
+            eventually(lambda: [bool(absence.held) for absence in fleet.now().absences] == [True, True], 15)
+            traffic.goes_on(5)
+            assert fleet.now().placements == placed
+            for told in (fleet.command("get", "nodes").stdout, fleet.command("events").stdout):
+                assert "2 of 3 nodes are away together" in told and "`deepinfer node lost NAME`" in told
+
+            fleet.command("node", "lost", "node-2")
+            eventually(lambda: serving_nodes(fleet) == ["node-1"] * 3, 10)
+            fleet.routed_everywhere()
+            traffic.more()
+            for node in ("node-2", "node-3"):
+                fleet.start_worker(node)
+        assert engines["node-1"] in [replica["pid"] for replica in fleet.replicas("chat")]
+
+
+def serving_nodes(fleet: FaultFleet) -> list[str]:
+    return [placement.node for placement in fleet.now().placements if placement.intent is Intent.SERVE]
 
 
 def test_row_21_an_agent_that_the_kernel_ends_is_as_one_that_is_killed(serving: FaultFleet) -> None:
