@@ -115,6 +115,14 @@ def test_an_engine_of_a_lost_node_may_be_silent_for_a_moment_also_before_a_new_l
         assert not attended(before, away, 105.0, GRACE).waited_for, "nobody asks it"
 
 
+def test_a_person_who_says_that_a_node_is_lost_waits_for_no_silence() -> None:
+    away = without(fleet(3), "n0")
+    seen = attended(Attendance(), away, 0.0, GRACE)
+    said = dataclasses.replace(away, node_settings=(NodeSettings(node="n0", lost=True),))
+    seen = attended(seen, said, 1.0, GRACE)
+    assert (set(seen.lost), set(seen.waited_for)) == ({"n0"}, set())
+
+
 def test_who_was_silent_all_along_is_lost_with_its_node() -> None:
     away = without(fleet(3), "n0")
     seen = attended(attended(Attendance(), away, 0.0, GRACE, ()), away, 60.0, GRACE, ())

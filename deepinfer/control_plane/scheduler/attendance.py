@@ -56,7 +56,8 @@ def attended(
     silent = {engine: node for engine, node in asked.items() if engine not in (answering or ())}
     silent_since = {engine: before.silent_since.get(engine, now) for engine in silent}
     patience = min(SILENCE_SECONDS, grace_seconds)
-    waited_for = {e for e, node in silent.items() if node in lost and now - silent_since[e] < patience}
+    patient_with = lost - (declared - before.lost)  # whoever just says that a node is lost does not want to wait
+    waited_for = {e for e, node in silent.items() if node in patient_with and now - silent_since[e] < patience}
     return Attendance(since, lost, last_loss, brake, silent_since, frozenset(waited_for))
 
 
