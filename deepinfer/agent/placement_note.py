@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
-from contextlib import suppress
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -29,19 +28,21 @@ class PlacementNote:
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "placements.json"
-        self._last: _Note | None = None  # that was written, or could not be
+        self._last: _Note | None = None  # that was written
+        self._is_late = False  # what was read last could not be written
 
     def write(self, fleet: str, placements: Collection[Placement]) -> None:
         note = _Note(fleet=fleet, placements=tuple(placements))
         if note == self._last:
             return
-        self._last = note
         try:
             write_durably(self._file, note.to_json())
-        except OSError as error:  # such as a full disk: this run knows it all the same
-            log.warning("%s cannot be written (%s); the next worker here cannot start without etcd", self._file, error)
-            with suppress(OSError):
-                self._file.unlink(missing_ok=True)
+        except OSError as error:  # such as a full disk: an older note does no harm, for what it lacks is left alone
+            if not self._is_late:
+                log.warning("%s stays as it was until there is room: %s", self._file, error)
+            self._is_late = True
+        else:
+            self._last, self._is_late = note, False
 
     def read(self, fleet: str) -> tuple[Placement, ...] | None:
         """None if nothing of this fleet is noted."""

@@ -23,6 +23,7 @@ from deepinfer.fleet.spec import DeploymentSpec
 from deepinfer.fleet.store import EtcdStore
 from tests.etcd_process import EtcdProcess, FaultProxy
 from tests.fleet_values import placement, status
+from tests.small_disk import small_disk
 
 OURS = FleetIdentity(id="a" * 16, schema=1).to_json()
 THEIRS = FleetIdentity(id="b" * 16, schema=1).to_json()
@@ -118,6 +119,18 @@ def test_a_damaged_note_is_none(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert "cannot be understood" in caplog.text
     note.write("a" * 16, [])
     assert note.read("a" * 16) == ()
+
+
+def test_on_a_full_disk_the_older_note_stays_and_is_replaced_once_there_is_room(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "size=64k") as disk:
+        note = PlacementNote(disk.folder)
+        note.write("a" * 16, [CHAT])
+        disk.fill()
+        note.write("a" * 16, [])
+        assert PlacementNote(disk.folder).read("a" * 16) == (CHAT,)
+        disk.make_room()
+        note.write("a" * 16, [])
+        assert PlacementNote(disk.folder).read("a" * 16) == ()
 
 
 @asynccontextmanager
