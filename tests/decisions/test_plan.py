@@ -467,3 +467,28 @@ def test_a_container_does_not_take_over_simulated_devices() -> None:
     assert [p.devices for p in fleet.placements] == [("sim:0",)]
     fleet = dataclasses.replace(fleet, deployments=(deployment(generation=2, **BOXED),))
     assert plan(fleet).placements == fleet.placements
+
+
+def test_what_one_gives_up_for_its_own_successor_is_not_taken_by_an_equal() -> None:
+    """y needs the devices of both its replicas for a wider one; x, whose name comes first, wants the same two."""
+    y = deployment("y", uid="yyyyy", replicas=2)
+    fleet = Snapshot(deployments=(y,), nodes=(node("c", cuda=2, cpu=False),))
+    fleet = with_agents_work(planned(fleet, plan(fleet)), "c")
+    x, wider = deployment("x", uid="xxxxx", device="0,1"), deployment("y", 2, uid="yyyyy", device="0,1")
+    fleet = dataclasses.replace(fleet, deployments=(x, wider))
+    for _ in range(5):
+        wanted = plan(fleet)
+        assert plan(planned(fleet, wanted)) == wanted
+        assert next((r.deployment, r.waits_for) for r in wanted.refusals) == ("x", "")
+        fleet = with_agents_work(planned(fleet, wanted), "c")
+    assert [(p.deployment, p.generation, p.devices) for p in fleet.placements] == [("y", 2, ("cuda:0", "cuda:1"))]
+
+
+def test_scaling_down_past_what_was_started_for_a_node_that_left_is_done_at_once() -> None:
+    nodes = tuple(node(name) for name in "abc")
+    fleet = Snapshot(deployments=(deployment(replicas=3),), nodes=nodes)
+    fleet = planned(fleet, plan(fleet))
+    fewer = dataclasses.replace(fleet, deployments=(deployment(generation=2, replicas=1),), nodes=nodes[1:])
+    wanted = plan(fewer)
+    assert [p.intent for p in wanted.placements] == [Intent.SERVE]
+    assert plan(planned(fewer, wanted)) == wanted

@@ -20,6 +20,7 @@ from deepinfer.fleet import keys
 from deepinfer.fleet.resources import Deployment, Node, Placement, Refusal
 from deepinfer.fleet.snapshot import Snapshot
 
+_MOST_LOOKS = 4
 MOST_TOLD = 50
 """Nodes whose reasons a refusal holds: those of a thousand would be more than etcd takes, and than a person reads."""
 
@@ -39,7 +40,7 @@ def plan(fleet: Snapshot, outlook: Outlook = Outlook()) -> Plan:  # noqa: B008  
     refusals = [_refusal(d, shortfall, room, sight) for d, shortfall in shortfalls if shortfall.missing]
     untouched = [refusal for refusal in fleet.refusals if refusal.deployment in sight.unreadable_deployments]
     return Plan(
-        placements=tuple(sorted(room.placements, key=lambda p: keys.placement(p.node, p.id))),
+        placements=_sorted(room),
         refusals=tuple(sorted(refusals + untouched, key=lambda r: keys.refusal(r.deployment))),
     )
 
@@ -50,14 +51,40 @@ def planned(fleet: Snapshot, wanted: Plan) -> Snapshot:
 
 
 def rolled_room(sight: Sight) -> tuple[Room, list[tuple[Deployment, Shortfall]]]:
-    """The room once every deployment has taken its step, the most important first; and what each lacks."""
+    """The room once every deployment has taken its step; and what each lacks.
+
+    Who gave up a place for a successor of its own may change what its equals find, so then all look again: a plan that
+    is written stands.
+    """
+    room, rolls = _rolled_once(sight)
+    for _ in range(_MOST_LOOKS):
+        if not any(roll.gives_way for roll in rolls):
+            break
+        placements = _sorted(room)
+        again, rolls_again = _rolled_once(Sight(sight.fleet.but(placements=placements), sight.outlook))
+        stands = _sorted(again) == placements and [r.shortfall for r in rolls_again] == [r.shortfall for r in rolls]
+        room, rolls = again, rolls_again
+        if stands:
+            break
+    return room, [(roll.deployment, roll.shortfall) for roll in rolls]
+
+
+def _rolled_once(sight: Sight) -> tuple[Room, list[Roll]]:
+    """The most important first; of equals, those first that gave up a place: nobody else may take it."""
     room = Room(sight, retained(sight))
     readable = (d for d in sight.deployments.values() if d.name not in sight.unreadable_deployments)
-    in_turn = sorted(readable, key=lambda d: (-d.spec.priority, d.name))
-    rolls = [Roll(deployment, room, sight) for deployment in in_turn]
+    rolls = [Roll(deployment, room, sight) for deployment in sorted(readable, key=lambda d: d.name)]
+    rolls.sort(key=lambda roll: -roll.deployment.spec.priority)
     for roll in rolls:
         roll.let_go()
-    return room, [(roll.deployment, roll.fill()) for roll in rolls]
+    rolls.sort(key=lambda roll: (-roll.deployment.spec.priority, not roll.gives_way))
+    for roll in rolls:
+        roll.fill()
+    return room, sorted(rolls, key=lambda roll: roll.deployment.name)
+
+
+def _sorted(room: Room) -> tuple[Placement, ...]:
+    return tuple(sorted(room.placements, key=lambda p: keys.placement(p.node, p.id)))
 
 
 def _refusal(deployment: Deployment, shortfall: Shortfall, room: Room, sight: Sight) -> Refusal:

@@ -36,7 +36,8 @@ class Roll:
         self._some_drain = False
         self._good: list[Placement] = []
         self._bad: list[Placement] = []
-        self._shortfall = Shortfall()
+        self.shortfall = Shortfall()
+        self.gives_way = False  # it gave up a place for successors of its own, who have none yet
 
     def let_go(self) -> None:
         """First of all deployments, so that what becomes free is there for all of them."""
@@ -46,9 +47,10 @@ class Roll:
         if self._bad:
             self._replace_what_serves_nobody()
             self._let_go_what_is_covered()
+        self.gives_way = self._total < self._wanted and self._had_more()
 
-    def fill(self) -> Shortfall:
-        """Then, the most important first; what is left without a place is the answer."""
+    def fill(self) -> None:
+        """Then, the most important first; `shortfall` is what is left without a place."""
         self._look()
         for placement in self._bad:
             self._room.note_going(placement)
@@ -58,7 +60,6 @@ class Roll:
             self._place_as_many_as_allowed()
         if self._total < self._wanted:
             self._do_without()
-        return self._shortfall
 
     def _look(self) -> None:
         """Others may have sent some of it away meanwhile."""
@@ -89,6 +90,12 @@ class Roll:
     def _available(self) -> int:
         return sum(map(self._sight.can_take_over, self._good)) + sum(map(self._sight.is_ready, self._bad))
 
+    def _had_more(self) -> bool:
+        """In the fleet as it is, some of which drains by now, or is just gone; what is on no node frees no device."""
+        serving = {(p.node, p.id) for p in (*self._good, *self._bad)}
+        own = self._sight.of_deployment.get(self.deployment.name, ())
+        return any(p.node in self._sight.verified and (p.node, p.id) not in serving for p in own)
+
     def _must_be_replaced(self, placement: Placement) -> bool:
         sight = self._sight
         return sight.is_outdated(placement, self.deployment) or bool(sight.wants_it_elsewhere(placement))
@@ -98,17 +105,19 @@ class Roll:
 
         A node that is not there may have been leaving, so that one more was started: that one is kept till it is back.
         """
-        may_have_left = sum(
-            p.node not in self._sight.verified and not self._sight.is_given_up(p.node) for p in self._good
-        )
-        kept = min(self.deployment.spec.rollout.max_surge, may_have_left) if self._wanted else 0
-        surplus = -self._missing - kept
-        by_worth = sorted(
-            self._good, key=lambda p: (self._sight.is_ready(p), p.node in self._sight.verified, -p.replica)
-        )
-        for placement in by_worth[: max(0, surplus)]:
+        sight = self._sight
+        by_worth = sorted(self._good, key=lambda p: (sight.is_ready(p), p.node in sight.verified, -p.replica))
+        for placement in by_worth:
+            if -self._missing <= self._started_beside():
+                return
             self._good.remove(placement)
             self._drain(placement, "fewer replicas are wanted")
+
+    def _started_beside(self) -> int:
+        """How many may have been started because others were leaving."""
+        sight = self._sight
+        left = sum(p.node not in sight.verified and not sight.is_given_up(p.node) for p in self._good)
+        return min(self.deployment.spec.rollout.max_surge, left) if self._wanted else 0
 
     def _replace_what_serves_nobody(self) -> None:
         """On a node that is not there it may yet serve somebody, so it stays until others are ready for all."""
@@ -145,8 +154,8 @@ class Roll:
                 waiting.append(way.waits_for)
             elif not way.is_free:
                 break
-        self._shortfall.missing += self._wanted - self._total
-        self._shortfall.waits_for += sorted(set(waiting))
+        self.shortfall.missing += self._wanted - self._total
+        self.shortfall.waits_for += sorted(set(waiting))
 
     def _is_at_rest(self) -> bool:
         """No more are there than wanted, nothing is under way, and no other is out of service.
@@ -163,8 +172,9 @@ class Roll:
         for placement in sorted(self._bad, key=lambda p: -p.replica):
             if placement.node in self._sight.verified and self._has_room_instead(placement):
                 self._take_out(placement)
+                self.gives_way = True
                 return
-        self._shortfall.missing = sum(not self._only_moves(placement) for placement in self._bad)
+        self.shortfall.missing = sum(not self._only_moves(placement) for placement in self._bad)
 
     def _has_room_instead(self, placement: Placement) -> bool:
         if self._only_moves(placement):
