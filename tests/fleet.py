@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -24,13 +25,16 @@ T = TypeVar("T")
 
 DEEPINFER = Path(sys.executable).with_name("deepinfer")
 NOTHING: Mapping[str, str] = {}
+_PORTS = iter(random.sample(range(20_000, 32_000), 12_000))  # each once, and others in each run
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """One that nobody has, below those that the kernel gives to whoever connects: nobody gets it by chance."""
+    for port in _PORTS:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 def eventually(look: Callable[[], T], seconds: float = 20.0) -> T:
