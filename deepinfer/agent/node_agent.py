@@ -20,7 +20,7 @@ from deepinfer.agent.plan import Forget, Hold, Situation, Stage, Start, Stop, Wa
 from deepinfer.agent.replica import Replica
 from deepinfer.agent.workshop import ModelFiles, Workshop
 from deepinfer.fleet.config import WorkerConfig
-from deepinfer.fleet.errors import AnotherFleet, StoreUnavailable
+from deepinfer.fleet.errors import AnotherFleet, StoreRefused, StoreUnavailable
 from deepinfer.fleet.resources import Intent
 from deepinfer.fleet.spec import Backend
 from deepinfer.fleet.store import EtcdStore
@@ -104,7 +104,7 @@ class NodeAgent:
     async def _pass(self, store: EtcdStore, tasks: asyncio.TaskGroup) -> None:
         try:
             await self._own.read(store)
-        except (StoreUnavailable, AnotherFleet) as error:
+        except (StoreUnavailable, StoreRefused, AnotherFleet) as error:
             self._store_is_lost(error)
             self._own.recall()
             self._act(tasks)
@@ -112,7 +112,7 @@ class NodeAgent:
         forgotten = self._act(tasks)
         try:
             await self._report(store, forgotten)
-        except (StoreUnavailable, AnotherFleet) as error:
+        except (StoreUnavailable, StoreRefused, AnotherFleet) as error:
             self._store_is_lost(error)
         else:
             self._store_lost = False

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from deepinfer.agent.node_record import NodeRecord
 from deepinfer.fleet import keys
-from deepinfer.fleet.errors import DeepinferError, LeaseLost, StoreConflict, StoreFull, StoreUnavailable
+from deepinfer.fleet.errors import DeepinferError, LeaseLost, StoreConflict, StoreRefused, StoreUnavailable
 from deepinfer.fleet.resources import Node
 from deepinfer.fleet.store import EtcdStore, Lease
 
@@ -24,6 +24,10 @@ log = logging.getLogger(__name__)
 
 class NodeNameTaken(DeepinferError):
     """Another worker has this name; give this one another name."""
+
+
+class _HolderUnknown(DeepinferError):
+    """Whose the node's key is cannot be read."""
 
 
 class _Holder(BaseModel):
@@ -47,7 +51,7 @@ async def stay_registered(store: EtcdStore, record: NodeRecord, lease_seconds: i
             log.warning("the lease of node %s is lost; its engines keep running, registering again", node.name)
         except StoreConflict:
             continue  # somebody wrote the key meanwhile: look whose it is
-        except (StoreUnavailable, StoreFull, LeaseLost) as error:
+        except (StoreUnavailable, StoreRefused, LeaseLost, _HolderUnknown) as error:
             log.warning("node %s cannot be registered, its engines keep running: %s", node.name, error)
         await asyncio.sleep(_TRY_AGAIN_SECONDS)
 
@@ -56,13 +60,22 @@ async def _claim(store: EtcdStore, node: Node, lease: Lease) -> None:
     key = keys.node(node.name)
     reading = await store.read(key)
     if key in reading.entries:
-        holder = _Holder.model_validate_json(reading.entries[key].value)
+        holder = _holder(key, reading.entries[key].value)
         if holder.instance != node.instance:
             raise NodeNameTaken(
                 f'Another worker is registered as "{node.name}" (its agent is at {holder.agent_endpoint}); give this '
                 "one another name, or stop that one and wait until its lease has run out."
             )
     await store.commit({key: node.to_json()}, if_unchanged=reading, lease=lease)
+
+
+def _holder(key: str, record: bytes) -> _Holder:
+    try:
+        return _Holder.model_validate_json(record)
+    except ValidationError as error:
+        raise _HolderUnknown(
+            f"{key} cannot be read, so nobody knows whether another worker has this name; delete that key with etcdctl."
+        ) from error
 
 
 async def _first_of(*events: asyncio.Event) -> None:

@@ -235,6 +235,15 @@ async def test_a_second_worker_of_the_same_name_or_state_is_refused(worker: Work
     assert worker.process is not None and worker.process.process.returncode is None
 
 
+async def test_a_record_of_the_node_that_cannot_be_read_is_waited_for(worker: Worker, store: EtcdStore) -> None:
+    await store.commit({keys.node("node-1"): b"{"})
+    await worker.begin()
+    assert worker.process is not None
+    await worker.process.line_with("nobody knows whether another worker has this name; delete that key with etcdctl")
+    await store.commit({keys.node("node-1"): None})
+    await worker.process.line_with("deepinfer worker node-1: ready")
+
+
 async def refused_at(worker: Worker, sentence: str) -> float:
     await worker.begin()
     assert worker.process is not None
