@@ -69,9 +69,11 @@ class Roll:
         self._own = own
         serving = [placement for placement in own if placement.intent is Intent.SERVE]
         self._some_drain = any(p.intent is Intent.DRAIN and p.node in self._sight.verified for p in own)
+        outdated = self._sight.outdated_generations(serving, self.deployment)
         self._good, self._bad = [], []
         for placement in serving:
-            (self._bad if self._must_be_replaced(placement) else self._good).append(placement)
+            must_go = placement.generation in outdated or self._sight.wants_it_elsewhere(placement)
+            (self._bad if must_go else self._good).append(placement)
 
     @property
     def _wanted(self) -> int:
@@ -95,10 +97,6 @@ class Roll:
         serving = {(p.node, p.id) for p in (*self._good, *self._bad)}
         own = self._sight.of_deployment.get(self.deployment.name, ())
         return any(p.node in self._sight.verified and (p.node, p.id) not in serving for p in own)
-
-    def _must_be_replaced(self, placement: Placement) -> bool:
-        sight = self._sight
-        return sight.is_outdated(placement, self.deployment) or bool(sight.wants_it_elsewhere(placement))
 
     def _drop_surplus(self) -> None:
         """Those first that serve nobody, then the youngest slots.

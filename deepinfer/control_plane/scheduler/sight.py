@@ -125,6 +125,11 @@ class Sight:
             self._compared[asked] = not same_engine(placement.spec, deployment.spec)
         return self._compared[asked]
 
+    def outdated_generations(self, placements: Iterable[Placement], deployment: Deployment) -> frozenset[int]:
+        """Of these, which all are the deployment's own."""
+        one_of_each = {placement.generation: placement for placement in placements}
+        return frozenset(g for g, placement in one_of_each.items() if self.is_outdated(placement, deployment))
+
     def wants_it_elsewhere(self, placement: Placement) -> str:
         """Why it is to leave its node, whatever its spec; empty if it is not."""
         if why := self.must_leave(placement):

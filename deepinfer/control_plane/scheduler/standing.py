@@ -67,7 +67,7 @@ class Standing:
             return False, "Stalled", self.rollout.reason
         if self._is_stuck:
             return False, "NoRoom", "what there is serves, and nothing more has a place"
-        if any(self.sight.is_outdated(placement, asked) for placement in self.serving):
+        if self.sight.outdated_generations(self.serving, asked):
             return True, "Replacing", "replicas of an earlier generation are being replaced"
         move = self.sight.wants_it_elsewhere if len(self.serving) > asked.spec.replicas else self.sight.must_leave
         leaving = sorted({why for p in self.serving if (why := move(p))})
@@ -89,11 +89,11 @@ class Standing:
     def _degraded(self) -> tuple[bool, str, str]:
         if self.rollout is not None and self.rollout.outcome is Outcome.ROLLED_BACK:
             return True, "RolledBack", self.rollout.reason
-        for placement in self.serving:
+        for placement in self.serving if self._ready < len(self.serving) else ():
             status = self.sight.fleet.status_of(placement)
             if status is not None and status.phase in (Phase.FAILED, Phase.RESTARTING):
                 return True, "ReplicaFailed", f"{placement.id} on {placement.node} is {status.phase}"
-        away = sorted({p.node for p in self.serving if p.node not in self.sight.verified})
+        away = sorted({p.node for p in self.serving} - self.sight.verified.keys())
         if away:
             return True, "NodeAway", f"{', '.join(away)} is not connected; its engines may serve on"
         return False, "AllWell", ""
