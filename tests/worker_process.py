@@ -38,6 +38,7 @@ class Worker:
     start_timeout: float = 20
     more_config: str = ""  # lines of its [worker] table
     more_arguments: tuple[str, ...] = ()
+    docker: str = "unix:///nowhere"
     process: ProcessLines | None = None
     instances: set[str] = field(default_factory=set)
 
@@ -62,7 +63,7 @@ class Worker:
             str(self.home / self.state),
             *self.more_arguments,
         ]
-        environment = {**os.environ, "XDG_CACHE_HOME": str(self.home / "cache")}
+        environment = {**os.environ, "XDG_CACHE_HOME": str(self.home / "cache"), "DOCKER_HOST": self.docker}
         self.process = await ProcessLines.start("deepinfer.agent", *arguments, environment=environment)
 
     async def end(self, number: signal.Signals) -> int:

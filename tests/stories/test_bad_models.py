@@ -12,6 +12,7 @@ import pytest
 from deepinfer.fleet.resources import Phase, Placement
 from deepinfer.fleet.spec import Backend, DeploymentSpec, EngineKind
 from deepinfer.fleet.store import EtcdStore
+from tests.docker_engine import DockerEngine
 from tests.empty_model import put_empty_model
 from tests.fleet_values import placement
 from tests.tokenizer_folders import byte_level_folder
@@ -21,8 +22,8 @@ BACKENDS = [{"engine": EngineKind.LAYER_SHARD}, {"backend": Backend.DOCKER, "doc
 
 
 @pytest.fixture
-async def worker(tmp_path: Path, etcd: str) -> AsyncIterator[Worker]:
-    worker = Worker(tmp_path, etcd, more_config=f'model_roots = ["{tmp_path}/models"]\n')
+async def worker(tmp_path: Path, etcd: str, docker_engine: DockerEngine) -> AsyncIterator[Worker]:
+    worker = Worker(tmp_path, etcd, more_config=f'model_roots = ["{tmp_path}/models"]\n', docker=docker_engine.host)
     yield worker
     await worker.clean_up()
 
