@@ -29,6 +29,7 @@ def consequences(before: Snapshot, after: Snapshot, about: frozenset[str], outlo
     started = [p for key, p in then.items() if key not in now and (p.deployment in about or key not in expected)]
     stopped = [p for key, p in now.items() if key not in then and (p.deployment in about or key in expected)]
     named = {deployment.name for deployment in before.deployments}
+    made_up = _made_up(after, named)
     return ForeseenView(
         kept=tuple(foreseen_replica(p, named) for key, p in then.items() if key in now and p.deployment in about),
         started=tuple(foreseen_replica(p, named) for p in started),
@@ -36,7 +37,7 @@ def consequences(before: Snapshot, after: Snapshot, about: frozenset[str], outlo
             foreseen_replica(p, named, course.reasons.get(_key(p), "it is replaced in place")) for p in stopped
         ),
         refused=tuple(
-            _refused(refusal, _made_up(after, named))
+            _refused(refusal, made_up)
             for refusal in course.plan.refusals
             if refusal.deployment in about or _is_new(refusal, anyway)
         ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,4 +48,4 @@ def _told(change: Change) -> dict[str, Any]:
 def _with(fleet: Snapshot, changes: Sequence[Change]) -> Snapshot:
     known = {deployment.name: deployment for deployment in fleet.deployments}
     known |= {change.after.name: change.after for change in changes}
-    return dataclasses.replace(fleet, deployments=tuple(known[name] for name in sorted(known)))
+    return fleet.but(deployments=tuple(known[name] for name in sorted(known)))

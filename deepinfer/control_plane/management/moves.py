@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 from deepinfer.control_plane.management.retrying import retrying
@@ -17,7 +16,7 @@ def with_moves(fleet: Snapshot, moves: Sequence[Move]) -> Snapshot:
     placed = {(placement.id, placement.epoch) for placement in fleet.placements}
     asked = {move.placement: move for move in fleet.moves if (move.placement, move.epoch) in placed}
     asked |= {move.placement: move for move in moves}
-    return dataclasses.replace(fleet, moves=tuple(asked[name] for name in sorted(asked)))
+    return fleet.but(moves=tuple(asked[name] for name in sorted(asked)))
 
 
 async def asked_for(store: Mirror, moves: Sequence[Move]) -> None:
