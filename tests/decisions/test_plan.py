@@ -267,9 +267,7 @@ def after(fleet: Snapshot, event: tuple[str, str, Any], step: int) -> Snapshot:
     kind, name, value = event
     match kind:
         case "apply":
-            old = next((d for d in fleet.deployments if d.name == name), None)
-            new = deployment(name, old.generation + 1 if old else 1, old.uid if old else f"{step:05d}", **value)
-            return with_deployments(fleet, name, (new,))
+            return applied(fleet, name, value, step)
         case "delete":
             return with_deployments(fleet, name, ())
         case "node":
@@ -278,6 +276,13 @@ def after(fleet: Snapshot, event: tuple[str, str, Any], step: int) -> Snapshot:
                 fleet, nodes=tuple(sorted([*others, *[NODES[name]] * value], key=lambda n: n.name))
             )
     return with_agents_work(fleet, name) if name in {n.name for n in fleet.nodes} else fleet
+
+
+def applied(fleet: Snapshot, name: str, spec: dict[str, Any], step: int) -> Snapshot:
+    """As a new deployment or a new generation of the one that is there."""
+    old = next((d for d in fleet.deployments if d.name == name), None)
+    new = deployment(name, old.generation + 1 if old else 1, old.uid if old else f"{step:05d}", **spec)
+    return with_deployments(fleet, name, (new,))
 
 
 def with_deployments(fleet: Snapshot, name: str, new: tuple[Deployment, ...]) -> Snapshot:

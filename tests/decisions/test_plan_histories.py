@@ -16,7 +16,15 @@ from deepinfer.control_plane.scheduler.rebalancing import better_places
 from deepinfer.control_plane.scheduler.sight import Outlook, Sight
 from deepinfer.fleet.resources import Deployment, Intent, Move, Node, NodeSettings, Phase, Placement
 from deepinfer.fleet.snapshot import Snapshot
-from tests.decisions.test_plan import check_devices_and_replicas, deployment, node, ready, running, with_deployments
+from tests.decisions.test_plan import (
+    applied,
+    check_devices_and_replicas,
+    deployment,
+    node,
+    ready,
+    running,
+    with_deployments,
+)
 
 NODES = {
     n.name: n
@@ -63,9 +71,7 @@ def after(fleet: Snapshot, event: Event, step: int) -> Snapshot:
     kind, name, value = event
     match kind:
         case "apply":
-            old = next((d for d in fleet.deployments if d.name == name), None)
-            new = deployment(name, old.generation + 1 if old else 1, old.uid if old else f"{step:05d}", **value)
-            return with_deployments(fleet, name, (new,))
+            return applied(fleet, name, value, step)
         case "delete":
             return with_deployments(fleet, name, ())
         case "node":
