@@ -91,7 +91,7 @@ async def _run_fleet(config: Config, connection: Connection, replicas: Replicas,
             connection.mirror = mirror
             surroundings = Surroundings(replicas.answering, config.serve.node_grace_seconds, EventLog(store))
             news = mirror.listener()
-            replicas.turned = news.set
+            replicas.when_turned = news.set
             route = partial(_route, mirror, replicas, ready_line)
             schedule = partial(_schedule, mirror, news, surroundings)
             tasks.create_task(keep_converging(route, mirror.listener(), rest_seconds=ROUTER_REST_SECONDS))

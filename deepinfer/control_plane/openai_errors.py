@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 from deepinfer.fleet import errors
 
 RETRY_AFTER_SECONDS = 2
+QUEUE_POSITION = "x-deepinfer-queue-position"
+"""How many requests were before this one when it came; in answers to those that waited or were refused for it."""
+QUEUE_SECONDS = "x-deepinfer-queue-seconds"
 
 
 class BodyTooLarge(errors.InvalidRequest):
@@ -23,6 +26,15 @@ class MethodNotAllowed(errors.InvalidRequest):
 
 class ForeignOrigin(errors.DeepinferError):
     """A web page of another origin may not change the fleet."""
+
+
+class Overloaded(errors.DeepinferError):
+    """More requests wait for the model than its engines can answer in time."""
+
+    def __init__(self, message: str, retry_seconds: int, position: int) -> None:
+        super().__init__(message)
+        self.retry_seconds = retry_seconds
+        self.position = position
 
 
 class NodeNotConnected(errors.DeepinferError):
@@ -61,6 +73,7 @@ TOLD: dict[type[errors.DeepinferError], Told] = {
     BodyTooLarge: Told(413, "invalid_request_error", "body_too_large"),
     MethodNotAllowed: Told(405, "invalid_request_error", "method_not_allowed"),
     ForeignOrigin: Told(403, "permission_error", "foreign_origin"),
+    Overloaded: Told(429, "rate_limit_error", "model_overloaded"),
     NodeNotConnected: Told(503, "service_unavailable", "node_not_connected"),
     UnreadableDeployment: Told(409, "conflict", "deployment_unreadable"),
     RevisionNotFound: Told(404, "invalid_request_error", "revision_not_found"),
@@ -102,4 +115,6 @@ def error_headers(error: errors.DeepinferError) -> dict[str, str]:
     """Which method is allowed; when to come again."""
     if isinstance(error, MethodNotAllowed):
         return {"allow": error.allowed}
+    if isinstance(error, Overloaded):
+        return {"retry-after": str(error.retry_seconds), QUEUE_POSITION: str(error.position)}
     return {"retry-after": str(RETRY_AFTER_SECONDS)} if told(error).status == 503 else {}

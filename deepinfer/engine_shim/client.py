@@ -23,7 +23,7 @@ from deepinfer.engine_shim.http_upstream import HttpUpstream
 from deepinfer.engine_shim.state_wire import EngineState, state_from_bytes, watch_to_bytes
 from deepinfer.engine_shim.upstream import Upstream, failed
 from deepinfer.engine_shim.wire import METHODS, GenerateDelta, GenerateRequest, ShimInfo, ShimPhase
-from deepinfer.fleet.errors import EngineFailed, InvalidRequest
+from deepinfer.fleet.errors import EngineFailed, EngineUnreachable, InvalidRequest
 
 __all__ = [
     "Answer",
@@ -78,7 +78,7 @@ class EngineClient:
         """The answer, once its head is there; `EngineFailed` when the engine fails before that."""
         upstream = self._upstream
         if upstream is None or not upstream.usable:
-            upstream = await self._connected()
+            upstream = await self._reached()
         return await upstream.call(call)
 
     async def watch(self, *, kv: bool = False) -> AsyncIterator[EngineState]:
@@ -122,6 +122,12 @@ class EngineClient:
         if self._upstream is not None:
             self._upstream.close("this side closed the connection")
         await self._channel.close(None)
+
+    async def _reached(self) -> Upstream:
+        try:
+            return await self._connected()
+        except EngineFailed as error:
+            raise EngineUnreachable(str(error)) from error
 
     async def _connected(self) -> Upstream:
         async with self._connecting:

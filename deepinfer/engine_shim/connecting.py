@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-from deepinfer.fleet.errors import EngineFailed
+from deepinfer.fleet.errors import EngineUnreachable
 
 CONNECT_SECONDS: Final = 5.0
 
@@ -14,7 +14,7 @@ P = TypeVar("P", bound=asyncio.Protocol)
 
 
 async def connect(make: Callable[[], P], endpoint: str, target: str) -> P:
-    """`endpoint` is "host:port", `target` the engine in words. `EngineFailed` when nobody takes it there."""
+    """`endpoint` is "host:port", `target` the engine in words. `EngineUnreachable` when nobody takes it there."""
     host, _, port = endpoint.rpartition(":")
     loop = asyncio.get_running_loop()
     try:
@@ -22,7 +22,7 @@ async def connect(make: Callable[[], P], endpoint: str, target: str) -> P:
             _, protocol = await loop.create_connection(make, host.strip("[]"), int(port))
     except TimeoutError as error:
         waited = f"it did not answer within {CONNECT_SECONDS:.0f} s"
-        raise EngineFailed(f"The engine at {target} takes no calls at {endpoint}: {waited}.") from error
+        raise EngineUnreachable(f"The engine at {target} takes no calls at {endpoint}: {waited}.") from error
     except (OSError, ValueError) as error:
-        raise EngineFailed(f"The engine at {target} takes no calls at {endpoint}: {error}.") from error
+        raise EngineUnreachable(f"The engine at {target} takes no calls at {endpoint}: {error}.") from error
     return protocol

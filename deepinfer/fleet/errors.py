@@ -17,6 +17,7 @@ DeepinferError
 ├── ModelNotServed        no deployment serves this model
 ├── NoReadyReplica        deployed, but nothing is ready
 ├── EngineFailed          the engine broke before it answered
+│   └── EngineUnreachable nobody takes calls there: nothing was sent
 ├── EngineWillNotStart    the engine refused its spec; trying again will not help
 │   └── ModelRefused      its model lies where this node takes none from
 ├── EngineNotInstalled    it can be started once it is installed on that node
@@ -105,6 +106,10 @@ class NoReadyReplica(DeepinferError):
 
 class EngineFailed(DeepinferError):
     """The engine failed before it answered."""
+
+
+class EngineUnreachable(EngineFailed):
+    """Nobody takes calls where the engine should be; nothing was sent."""
 
 
 class EngineWillNotStart(DeepinferError):

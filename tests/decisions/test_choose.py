@@ -47,7 +47,7 @@ def test_equal_replicas_take_turns() -> None:
     replicas = {name: candidate(name) for name in "abc"}
     taken: Counter[str] = Counter()
     for turn in range(1, 31):
-        chosen = choose(replicas.values(), REQUEST)
+        chosen = choose(tuple(replicas.values()), REQUEST)
         assert chosen is not None
         taken[chosen.placement] += 1
         replicas[chosen.placement] = replace(chosen, last_used=turn)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from deepinfer.control_plane.gateway.admission import Admission, QueueLimits
 from deepinfer.control_plane.gateway.asgi import App, Receive, Reply, Scope, Send
 from deepinfer.control_plane.gateway.body import model_in_query
 from deepinfer.control_plane.gateway.error_reply import error_reply
@@ -32,13 +33,18 @@ class Gateway:
     """`management` is the ASGI application that gets what is not the gateway's."""
 
     def __init__(
-        self, replicas: Replicas, management: App, management_paths: tuple[str, ...] = MANAGEMENT_PATHS
+        self,
+        replicas: Replicas,
+        management: App,
+        management_paths: tuple[str, ...] = MANAGEMENT_PATHS,
+        queue_limits: QueueLimits | None = None,
     ) -> None:
         metrics = Metrics(replicas)
+        admission = Admission(replicas, queue_limits)
         self._replicas = replicas
         self._management = management
         self._management_paths = management_paths
-        self._relay = Relay(replicas, metrics)
+        self._relay = Relay(replicas, metrics, admission)
         self._pages: dict[str, Callable[[], Reply]] = {
             "/health": lambda: Reply(200, b'{"status":"ok"}'),
             "/ready": self._ready,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from secrets import token_hex
+from typing import Any
 from urllib.parse import parse_qs
 
 import msgspec
@@ -24,6 +25,8 @@ BODY_LIMIT = 16 << 20
 # What proves who the client is to this gateway is nobody else's business.
 CREDENTIALS = frozenset((b"authorization", b"proxy-authorization", b"cookie", b"api-key", b"x-api-key"))
 NOT_PASSED_ON = HOP_BY_HOP | CREDENTIALS | {b"host", b"content-type", b"content-length", b"x-request-id"}
+_TIMEOUTS = frozenset((b"x-request-timeout", b"x-stainless-read-timeout"))
+_SECONDS = re.compile(rb"[0-9]{1,7}(\.[0-9]{1,6})?")
 _KEPT_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -31,19 +34,37 @@ class ClientGone(Exception):
     """The client hung up before its request was whole."""
 
 
-class _Routing(msgspec.Struct):
+class Wishes(msgspec.Struct, kw_only=True):
+    """What a JSON body says besides its model that this gateway goes by. Any value may be there: engines judge them."""
+
+    max_tokens: Any = None
+    max_completion_tokens: Any = None
+    max_output_tokens: Any = None
+    n: Any = None
+    priority: Any = None
+
+    @property
+    def most_tokens(self) -> Any:
+        """Of one choice."""
+        return self.max_tokens or self.max_completion_tokens or self.max_output_tokens
+
+
+class Routing(Wishes, kw_only=True):
     model: str
 
 
-_decoder = msgspec.json.Decoder(_Routing)
+_decoder = msgspec.json.Decoder(Routing)
+NO_WISHES = Wishes()
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRequest:
-    """A request that names a model."""
+    """A request that names a model. `patience`: seconds after which its client wants no answer any more; 0: unknown."""
 
     model: str
     call: EngineCall
+    wishes: Wishes = NO_WISHES
+    patience: float = 0.0
 
 
 def request_id(scope: Scope) -> bytes:
@@ -58,14 +79,18 @@ async def read_request(scope: Scope, receive: Receive, request_id: bytes) -> Mod
     """Raises `InvalidRequest` naming what is wrong and where, and `ClientGone`."""
     body = await _read_body(scope, receive)
     sent_type = _content_type(scope["headers"])
-    content_type = sent_type
+    content_type, wishes = sent_type, NO_WISHES
     model = model_in_query(scope["query_string"])
     if model is None and is_form(sent_type):
         model = model_in_form(body, sent_type)
     elif model is None:
-        model, content_type = model_named_in(body), b"application/json"
+        wishes = routing = routing_of(body)
+        model, content_type = routing.model, b"application/json"
+        if wishes.priority is not None:
+            body = _without_priority(body)
     headers = _passed_on(scope["headers"], request_id, content_type, len(body))
-    return ModelRequest(model, EngineCall(scope["method"], scope["path"], scope["query_string"], headers, body))
+    call = EngineCall(scope["method"], scope["path"], scope["query_string"], headers, body)
+    return ModelRequest(model, call, wishes, _patience(scope["headers"]))
 
 
 def model_in_query(query: bytes) -> str | None:
@@ -76,12 +101,12 @@ def model_in_query(query: bytes) -> str | None:
     return named[-1] if named else None
 
 
-def model_named_in(body: bytes) -> str:
-    """The "model" of a JSON body; the only field looked at, but a body that is broken anywhere is refused."""
+def routing_of(body: bytes) -> Routing:
+    """The "model" of a JSON body and its wishes; nothing else is looked at, but one broken anywhere is refused."""
     if not body:
         raise InvalidRequest("The body is empty; send a JSON object with a 'model', or name it with ?model=NAME.")
     try:
-        return _decoder.decode(body.decode()).model
+        return _decoder.decode(body.decode())
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"The body is not valid UTF-8 (byte {error.start}).") from error
     except RecursionError as error:
@@ -102,6 +127,21 @@ def _wrong_shape(fault: str) -> InvalidRequest:
 
 def _fault(fault: str) -> str:
     return fault.removeprefix("JSON is malformed: ").replace("Input data was truncated", "it ends too early")
+
+
+def _without_priority(body: bytes) -> bytes:
+    """This gateway has put the request in its place; an engine without priorities of its own would refuse the field."""
+    fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    del fields["priority"]
+    return msgspec.json.encode(fields)
+
+
+def _patience(headers: Headers) -> float:
+    """As the client says by X-Request-Timeout, or OpenAI's own library by the time it waits for bytes."""
+    for name, value in headers:
+        if name in _TIMEOUTS and _SECONDS.fullmatch(value):
+            return float(value)
+    return 0.0
 
 
 async def _read_body(scope: Scope, receive: Receive) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from deepinfer.control_plane.router.health import Standing
 from deepinfer.engine_shim.token_engine import EngineLoad
 
 
@@ -18,6 +19,7 @@ class Candidate:
     in_flight: int = 0  # requests this gateway has there; exact, where `load` is as old as the engine's last message
     last_used: int = 0  # number of the gateway's request it was last chosen for: lets equal replicas take turns
     load: EngineLoad = field(default_factory=EngineLoad)
+    standing: Standing = Standing.TRUSTED
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,21 +1,41 @@
 """Which replica answers a request. Pure: no clock, no randomness, no I/O, so a choice can be replayed and explained.
 
-Thin for now: the fewest requests in flight from here, then the shortest queue in the engine, then whoever waited
-longest for a turn. What a prompt would find in a replica's cache, and what time it would cost, is not looked at.
+Thin for now: of those that are trusted, the fewest requests in flight from here, then the shortest queue in the engine,
+then whoever waited longest for a turn. What a prompt would find in a replica's cache, and what time it would cost, is
+not looked at.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from deepinfer.control_plane.router.candidate import Candidate, RoutedRequest
+from deepinfer.control_plane.router.health import Standing
 
 
-def choose(candidates: Iterable[Candidate], request: RoutedRequest) -> Candidate | None:
+def choose(candidates: Sequence[Candidate], request: RoutedRequest) -> Candidate | None:
     """The best candidate that has not failed this request; None when there is none."""
-    return min((c for c in candidates if c.placement not in request.tried), key=_expected_wait, default=None)
+    if request.tried:
+        candidates = [c for c in candidates if c.placement not in request.tried]
+    return min(candidates, key=_expected_wait, default=None)
 
 
-def _expected_wait(candidate: Candidate) -> tuple[int, int, int, str]:
-    # The name comes last, so that the order of the candidates never matters.
-    return candidate.in_flight, candidate.load.waiting, candidate.last_used, candidate.placement
+def trusted(candidates: Sequence[Candidate]) -> Sequence[Candidate]:
+    """Those that requests may go to. Half of all stay so, whatever is known of them: if everything fails, the replicas
+    are not what is wrong, and all load on few would be."""
+    fit = sum(candidate.standing is not Standing.EJECTED for candidate in candidates)
+    if fit == len(candidates):
+        return candidates
+    ranked = sorted(candidates, key=lambda candidate: (candidate.standing, candidate.last_used, candidate.placement))
+    return ranked[: max(fit, (len(ranked) + 1) // 2)]
+
+
+def _expected_wait(candidate: Candidate) -> tuple[int, int, int, int, str]:
+    # One that is to be probed comes first. The name comes last, so that the order of the candidates never matters.
+    return (
+        candidate.standing,
+        candidate.in_flight,
+        candidate.load.waiting,
+        candidate.last_used,
+        candidate.placement,
+    )

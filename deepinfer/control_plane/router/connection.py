@@ -10,14 +10,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Protocol
 
 from deepinfer.control_plane.router.candidate import Candidate
+from deepinfer.control_plane.router.capacity import Capacity
+from deepinfer.control_plane.router.health import Health, Pace, Standing
+from deepinfer.control_plane.router.loan import Loan
 from deepinfer.control_plane.router.routes import Route
 from deepinfer.engine_shim.client import EngineClient
 from deepinfer.engine_shim.lifeline import lifeline
 from deepinfer.engine_shim.state_wire import EngineState
+from deepinfer.engine_shim.token_engine import EngineLoad
 from deepinfer.engine_shim.wire import ShimInfo, ShimPhase
 from deepinfer.fleet.errors import EngineFailed
 
@@ -31,17 +36,31 @@ class WrongEngine(EngineFailed):
     """Something else answers at the replica's endpoint."""
 
 
+class Follower(Protocol):
+    """Hears what is new of a connection: of new `others`; of becoming ready, or being so no longer; of its load."""
+
+    def renamed(self) -> None: ...
+
+    def turned(self) -> None: ...
+
+    def paced(self, connection: Connection) -> None: ...
+
+    def eased(self) -> None: ...
+
+
 class Connection:
-    """Owned by `Replicas`, which runs `run` as a task and ends it with `retire`.
+    """Owned by `Replicas`, which runs `run` as a task and ends it with `retire`."""
 
-    `renamed` hears of new `others`, `turned` when it becomes ready or is so no longer.
-    """
-
-    def __init__(self, route: Route, renamed: Callable[[], None], turned: Callable[[], None]) -> None:
+    def __init__(self, route: Route, follower: Follower) -> None:
         self.route = route
         self.others: tuple[str, ...] = ()  # what the engine said it serves besides its route's names; kept while away
         self.trouble = ""  # why it is not ready, for people
-        self._renamed, self._turned = renamed, turned
+        self.health = Health()
+        self.pace = Pace()
+        self._follower = follower
+        self._capacity = Capacity()
+        self._candidate: Candidate | None = None  # as last asked for, until anything in it changes
+        self.now = asyncio.get_running_loop().time
         self._client = EngineClient(route.endpoint, only=(route.placement, route.epoch))
         self._state: EngineState | None = None
         self._reachable = True
@@ -53,28 +72,56 @@ class Connection:
         self._idle.set()
 
     @property
-    def candidate(self) -> Candidate | None:
-        """None unless the engine itself said, last, that it is ready, and could still say otherwise."""
+    def is_ready(self) -> bool:
+        """Only if the engine itself said so, last, and could still say otherwise."""
         state = self._state
-        if not self._reachable or state is None or state.phase is not ShimPhase.READY or self._retired.is_set():
-            return None
-        route = self.route
-        return Candidate(
-            route.placement, route.epoch, route.node, route.endpoint, self._in_flight, self._last_used, state.load
-        )
+        return state is not None and state.phase is ShimPhase.READY and self._reachable and not self._retired.is_set()
 
-    @contextmanager
-    def lend(self, turn: int) -> Iterator[EngineClient]:
-        """The client for one request, counted in flight until the block ends."""
+    def candidate(self) -> Candidate | None:
+        """None unless it is ready."""
+        if not self.is_ready or self._state is None:
+            return None
+        known, standing = self._candidate, self.health.standing(self.now())
+        if known is None or known.standing is not standing:
+            route, load = self.route, self._state.load
+            where = (route.placement, route.epoch, route.node, route.endpoint)
+            known = self._candidate = Candidate(*where, self._in_flight, self._last_used, load, standing)
+        return known
+
+    def has_room(self, work: float) -> bool:
+        """Whether so much more would run there soon, instead of waiting."""
+        return self._capacity.has_room(work, self.now())
+
+    def lend(self, turn: int, work: float) -> Loan:
+        """For one request, in flight until it is given back."""
+        now = self.now()
         self._in_flight += 1
         self._last_used = turn
+        self._candidate = None
         self._idle.clear()
-        try:
-            yield self._client
-        finally:
-            self._in_flight -= 1
-            if not self._in_flight:
-                self._idle.set()
+        self._capacity.sent(work, now)
+        self.health.asked(now)
+        return Loan(self, self._client, self.route.placement, work)
+
+    def given_back(self, work: float) -> None:
+        self._in_flight -= 1
+        self._candidate = None
+        self._capacity.over(work)
+        if not self._in_flight:
+            self._idle.set()
+        self._follower.eased()
+
+    def failed(self) -> None:
+        """One request did."""
+        if self.health.failed(self.now()):
+            log.warning("%s is left out for a while: it fails the requests it gets", self.route.placement)
+
+    def slowed(self) -> None:
+        """It has become much slower than its peers."""
+        now = self.now()
+        if self.health.standing(now) is Standing.TRUSTED:
+            self.health.eject(now)
+            log.warning("%s is left out for a while: it slowed down, and its peers did not", self.route.placement)
 
     def wake(self) -> None:
         """There is news of this replica: do not wait longer to try again."""
@@ -126,17 +173,26 @@ class Connection:
     async def _watch(self) -> None:
         async for state in self._client.watch():
             with self._turning():
-                self._state = state
+                self._state, self._candidate = state, None
             self.trouble = state.message
+            self._take_load(state.load)
             if state.served_names:
                 self._take_names(state.served_names)
+
+    def _take_load(self, load: EngineLoad) -> None:
+        self._capacity.told(load)
+        pace = self.pace.after(load.seconds_per_output_token)
+        if pace != self.pace:
+            self.pace = pace
+            self._follower.paced(self)
+        self._follower.eased()
 
     def _take_names(self, served: tuple[str, ...]) -> None:
         """Told only if it is news: all names are looked at then, and thousands of engines may say theirs at once."""
         others = tuple(name for name in dict.fromkeys(served) if name not in self.route.names)
         if others != self.others:
             self.others = others
-            self._renamed()
+            self._follower.renamed()
 
     def _is_reachable(self, reachable: bool) -> None:
         if reachable != self._reachable:
@@ -157,10 +213,10 @@ class Connection:
     @contextmanager
     def _turning(self) -> Iterator[None]:
         """Tell if the block made it ready, or ready no longer."""
-        was_ready = self.candidate is not None
+        was_ready = self.is_ready
         yield
-        if was_ready is not (self.candidate is not None):
-            self._turned()
+        if was_ready is not self.is_ready:
+            self._follower.turned()
 
     async def _pause(self, failures: int) -> None:
         """Longer after each failure, and never the same for all gateways; news cuts it short, but not to nothing."""

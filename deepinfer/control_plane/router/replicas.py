@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
 from deepinfer.control_plane.router.candidate import Candidate
 from deepinfer.control_plane.router.connection import Connection
+from deepinfer.control_plane.router.health import slowed
+from deepinfer.control_plane.router.loan import Loan
 from deepinfer.control_plane.router.news import about, changed_placements, told_anew
 from deepinfer.control_plane.router.readiness import created_seconds, deployments_by_name, waits_for
 from deepinfer.control_plane.router.routes import Route, newest_epochs, wanted_routes
-from deepinfer.engine_shim.client import EngineClient
 from deepinfer.fleet import keys
 from deepinfer.fleet.resources import Deployment, Intent, Phase, Placement
 from deepinfer.fleet.snapshot import Snapshot
@@ -43,7 +43,8 @@ class Replicas:
 
     def __init__(self) -> None:
         self.has_view = False  # of the store, once at least
-        self.turned: Callable[[], None] = nobody_listens  # called when an engine becomes ready or is so no longer
+        self.when_turned: Callable[[], None] = nobody_listens  # called when an engine becomes ready or is so no longer
+        self.when_eased: Callable[[], None] = nobody_listens  # called when there may be room where there was none
         self._fleet = Snapshot()
         self._deployments: dict[str, list[Deployment]] = {}
         self._connections: dict[str, Connection] = {}  # by placement id: one epoch at a time
@@ -82,18 +83,41 @@ class Replicas:
 
     def answering(self) -> frozenset[tuple[str, int]]:
         """Placement id and epoch of every engine that says, from here, that it is ready."""
-        ready = (connection.candidate for connection in self._connections.values())
-        return frozenset((candidate.placement, candidate.epoch) for candidate in ready if candidate is not None)
+        ready = (connection.route for connection in self._connections.values() if connection.is_ready)
+        return frozenset((route.placement, route.epoch) for route in ready)
 
     def candidates(self, model: str) -> tuple[Candidate, ...]:
         """The replicas that could answer a request for `model` now."""
-        ready = (connection.candidate for connection in self._by_name.get(model, ()))
-        return tuple(candidate for candidate in ready if candidate is not None)
+        ready = [connection.candidate() for connection in self._by_name.get(model, ())]
+        return tuple([candidate for candidate in ready if candidate is not None])
 
-    def lend(self, candidate: Candidate) -> AbstractContextManager[EngineClient]:
-        """A candidate's client for one request. Ask for it without awaiting anything after `candidates`."""
+    def roomy(self, candidates: Sequence[Candidate], work: float) -> Sequence[Candidate]:
+        """Those of them where so many tokens of work would not wait."""
+        return [c for c in candidates if self._connections[c.placement].has_room(work)]
+
+    def lend(self, candidate: Candidate, work: float = 1.0) -> Loan:
+        """A candidate for one request. Ask for it without awaiting anything after `candidates`."""
         self._turn += 1
-        return self._connections[candidate.placement].lend(self._turn)
+        return self._connections[candidate.placement].lend(self._turn, work)
+
+    def renamed(self) -> None:
+        """An engine serves other names than before."""
+        self._take_names()
+
+    def turned(self) -> None:
+        """An engine is ready, or is so no longer."""
+        self.when_turned()
+        self.when_eased()
+
+    def eased(self) -> None:
+        """There may be room where there was none."""
+        self.when_eased()
+
+    def paced(self, connection: Connection) -> None:
+        """An engine told how fast it makes tokens."""
+        peers = {peer for name in connection.route.names for peer in self._by_name.get(name, ())}
+        if slowed(connection.pace, (peer.pace for peer in peers if peer is not connection and peer.is_ready)):
+            connection.slowed()
 
     def knows(self, model: str) -> bool:
         """Whether anything is deployed under that name, ready or not."""
@@ -128,7 +152,7 @@ class Replicas:
         if old is not None:
             self._connections.pop(placement).retire()
         if new is not None:
-            connection = self._connections[placement] = Connection(new, self._take_names, lambda: self.turned())
+            connection = self._connections[placement] = Connection(new, self)
             task = self._tasks.create_task(connection.run(), name=f"connection to {placement}")
             self._running.add(task)
             task.add_done_callback(self._running.discard)
@@ -149,7 +173,7 @@ class Replicas:
 
     def _state(self, placement: Placement) -> str:
         connection = self._connections.get(placement.id)
-        if connection is not None and connection.candidate is not None:
+        if connection is not None and connection.is_ready:
             return "ready"
         status = self._fleet.status_of(placement)
         if status is None:

@@ -1,0 +1,199 @@
+"""Who may go on to an engine now, who waits, and who is refused at once.
+
+A request goes on when a replica has room for its work. Else it waits here, where priorities and deadlines count and its
+client's hang-up costs nothing: in its model's queue, which is bounded by the time until it would be served, judged by
+how fast the engines really drain it. Who would wait longer, or past its own deadline, is refused at once and told when
+to come again. A newcomer of higher priority may take the place of the last one of lower priority.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from dataclasses import dataclass, field
+from typing import Final
+
+from deepinfer.control_plane.gateway.drain_rate import DrainRate
+from deepinfer.control_plane.gateway.model_queue import ModelQueue, Priority, Waiting
+from deepinfer.control_plane.gateway.openai_models import nobody_for
+from deepinfer.control_plane.gateway.work import Experience
+from deepinfer.control_plane.openai_errors import Overloaded
+from deepinfer.control_plane.router.candidate import RoutedRequest
+from deepinfer.control_plane.router.choose import choose, trusted
+from deepinfer.control_plane.router.loan import Loan
+from deepinfer.control_plane.router.replicas import Replicas
+from deepinfer.fleet.errors import DeepinferError
+
+LONGEST_RETRY_SECONDS: Final = 300
+_SLACK: Final = 2.0
+"""Who was let into the queue may wait so many times longer than the bound: the drain rate was an estimate."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """Of each model's queue in one gateway."""
+
+    seconds: float = 30.0  # until the last one would be served
+    requests: int = 4096
+    size: int = 256 << 20  # bytes of bodies
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What admission needs to know of a request. `deadline` is of the event loop's clock."""
+
+    model: str
+    priority: Priority = (0, 0)
+    work: float = 1.0
+    size: int = 0
+    deadline: float = math.inf
+
+
+@dataclass(eq=False, slots=True)
+class _Waiting(Waiting):
+    asked: Asked = field(kw_only=True)
+    turn: asyncio.Future[Loan] = field(kw_only=True)
+
+
+class ModelTraffic:
+    """Of one model through this gateway."""
+
+    def __init__(self) -> None:
+        self.experience = Experience()
+        self.drain = DrainRate()
+        self.queue: ModelQueue[_Waiting] = ModelQueue()
+
+
+@dataclass(slots=True)
+class Turn:
+    """A request's way to its engine: how many were before it, how long that took, and the engine."""
+
+    loan: Loan
+    position: int = 0
+    waited: float = 0.0
+
+
+class Admission:
+    """Of one gateway; told by `replicas` when there may be room."""
+
+    def __init__(self, replicas: Replicas, limits: QueueLimits | None = None) -> None:
+        self._replicas = replicas
+        self._limits = limits or QueueLimits()
+        self._traffic: dict[str, ModelTraffic] = {}
+        self._queued: dict[str, ModelTraffic] = {}  # those in whose queues somebody waits
+        replicas.when_eased = self._pump
+
+    def traffic(self, model: str) -> ModelTraffic:
+        """Of a model that is known here."""
+        found = self._traffic.get(model)
+        if found is None:
+            found = self._traffic[model] = ModelTraffic()
+        return found
+
+    def waiting(self) -> dict[str, int]:
+        """How many requests wait, by model."""
+        return {model: len(traffic.queue) for model, traffic in self._queued.items()}
+
+    async def turn(self, asked: Asked) -> Turn:
+        """Raises `NoReadyReplica`, `ModelNotServed` and `Overloaded`."""
+        if asked.model not in self._queued:
+            loan = self._seat(asked)
+            if loan is not None:
+                return Turn(loan)
+        return await self._wait(asked)
+
+    def another(self, asked: Asked, tried: frozenset[str]) -> Loan | None:
+        """A replica for a request that had its turn, and failed on those that it tried: it does not wait again."""
+        candidates = self._replicas.candidates(asked.model)
+        request = RoutedRequest(asked.model, tried)
+        chosen = choose(trusted(candidates), request) or choose(candidates, request)
+        return None if chosen is None else self._replicas.lend(chosen, asked.work)
+
+    def _seat(self, asked: Asked) -> Loan | None:
+        candidates = self._replicas.candidates(asked.model)
+        if not candidates:
+            raise nobody_for(self._replicas, asked.model)
+        chosen = choose(self._replicas.roomy(trusted(candidates), asked.work), RoutedRequest(asked.model))
+        return None if chosen is None else self._replicas.lend(chosen, asked.work)
+
+    async def _wait(self, asked: Asked) -> Turn:
+        loop = asyncio.get_running_loop()
+        traffic, came = self.traffic(asked.model), loop.time()
+        position, expected = self._expected(traffic, asked, came)
+        self._refuse_what_is_late(traffic, asked, came, expected)
+        self._make_way(traffic, asked, came, expected)
+        waiting = _Waiting(asked.priority, asked.work, asked.size, asked=asked, turn=loop.create_future())
+        traffic.queue.add(waiting)
+        traffic.drain.busy(came)
+        self._queued[asked.model] = traffic
+        try:
+            async with asyncio.timeout_at(min(asked.deadline, came + _SLACK * self._limits.seconds)):
+                loan = await waiting.turn
+        except (TimeoutError, asyncio.CancelledError) as error:
+            _give_back(waiting.turn)  # its turn had come in that very moment
+            self._leave(traffic, waiting)
+            if isinstance(error, TimeoutError):
+                why = f"it waited {loop.time() - came:.1f} s for its turn"
+                raise self._overloaded(traffic, asked, why) from None
+            raise
+        return Turn(loan, position, loop.time() - came)
+
+    def _expected(self, traffic: ModelTraffic, asked: Asked, now: float) -> tuple[int, float]:
+        """How many would be served before a newcomer, and in how many seconds; 0.0 while nothing is known."""
+        position, work = traffic.queue.ahead_of(asked.priority)
+        rate = traffic.drain.rate(now)
+        return position, work / rate if rate else 0.0
+
+    def _refuse_what_is_late(self, traffic: ModelTraffic, asked: Asked, now: float, expected: float) -> None:
+        takes = expected + traffic.drain.seconds_of(asked.work)
+        if now + takes > asked.deadline:
+            raise self._overloaded(traffic, asked, f"it would take {takes:.1f} s, and its deadline is sooner")
+
+    def _make_way(self, traffic: ModelTraffic, asked: Asked, now: float, expected: float) -> None:
+        queue, limits = traffic.queue, self._limits
+        if expected > limits.seconds:
+            raise self._overloaded(traffic, asked, f"{len(queue)} requests wait for its engines, {expected:.0f} s long")
+        while queue and (
+            len(queue) >= limits.requests
+            or queue.size + asked.size > limits.size
+            or self._longest(traffic, now) > limits.seconds
+        ):
+            last = queue.last
+            if last is None or last.priority <= asked.priority:
+                raise self._overloaded(traffic, asked, f"{len(queue)} requests wait for its engines")
+            self._leave(traffic, last)
+            last.turn.set_exception(self._overloaded(traffic, last.asked, "others of higher priority came"))
+
+    def _longest(self, traffic: ModelTraffic, now: float) -> float:
+        rate = traffic.drain.rate(now)
+        return traffic.queue.work / rate if rate else 0.0
+
+    def _overloaded(self, traffic: ModelTraffic, asked: Asked, why: str) -> Overloaded:
+        now = asyncio.get_running_loop().time()
+        position, expected = self._expected(traffic, asked, now)
+        seconds = min(LONGEST_RETRY_SECONDS, max(1, math.ceil(expected)))
+        return Overloaded(f"'{asked.model}' is overloaded: {why}; try again in {seconds} s.", seconds, position)
+
+    def _leave(self, traffic: ModelTraffic, waiting: _Waiting) -> None:
+        traffic.queue.leave(waiting)
+        if not traffic.queue and self._queued.pop(waiting.asked.model, None) is not None:
+            traffic.drain.busy(None)
+
+    def _pump(self) -> None:
+        """Let those go on whose turn it is."""
+        for traffic in tuple(self._queued.values()):
+            while (waiting := traffic.queue.first) is not None:
+                try:
+                    loan = self._seat(waiting.asked)
+                except DeepinferError as error:  # no replica is left
+                    waiting.turn.set_exception(error)
+                else:
+                    if loan is None:
+                        break
+                    waiting.turn.set_result(loan)
+                self._leave(traffic, waiting)
+
+
+def _give_back(turn: asyncio.Future[Loan]) -> None:
+    if turn.done() and not turn.cancelled() and turn.exception() is None:
+        turn.result().give_back()

@@ -1,0 +1,126 @@
+"""From a request whose turn has come to an answer that has begun: on another replica where the first one fails.
+
+What could not be reached was not asked, so up to three are tried. What broke or answered with a 5xx before its first
+byte is tried once more, for a request that breaks engines must not go through all of them. Both cost the gateway's
+retry budget.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from deepinfer.control_plane.gateway.admission import Admission, Asked
+from deepinfer.control_plane.gateway.event_errors import EventErrors
+from deepinfer.control_plane.router.loan import Loan
+from deepinfer.control_plane.router.retry_budget import RetryBudget
+from deepinfer.engine_shim.client import Answer, EngineClient
+from deepinfer.engine_shim.frames import EngineCall
+from deepinfer.fleet.errors import EngineFailed, EngineUnreachable
+
+ATTEMPTS = 2
+ATTEMPTS_TO_REACH = 3
+TRY_ANOTHER = frozenset((500, 502, 503, 504))  # the engine did nothing: it is broken, full, or drains
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An answer whose head and first bytes are there. `errors` watches it, if it is a stream of events."""
+
+    answer: Answer
+    first: bytes
+    errors: EventErrors | None
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """An answer, and the loan to give back at its end."""
+
+    opened: Opened
+    loan: Loan
+
+
+class Attempts:
+    """Of one gateway."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self._now = asyncio.get_running_loop().time
+        self._budget = RetryBudget(self._now())
+
+    async def begin(self, asked: Asked, call: EngineCall, loan: Loan) -> Begun:
+        """Raises `EngineFailed` when no attempt is left; the loan is given back then."""
+        self._budget.earn()
+        tried: frozenset[str] = frozenset()
+        earlier: Loan | None = None
+        while True:
+            try:
+                outcome = await _open(loan.client, call)
+            except BaseException:
+                loan.give_back()
+                raise
+            if isinstance(outcome, Opened) and outcome.answer.status not in TRY_ANOTHER:
+                loan.began()
+                return Begun(outcome, loan)
+            _judge(loan, earlier, outcome)
+            tried |= {loan.placement}
+            other = self._other(asked, tried, outcome)
+            if other is None and isinstance(outcome, Opened):
+                return Begun(outcome, loan)  # its own words are the best there is
+            if isinstance(outcome, Opened):
+                outcome.answer.cancel()
+            loan.give_back()
+            if other is None:
+                raise outcome  # type: ignore[misc]
+            earlier, loan = loan, other
+
+    def _other(self, asked: Asked, tried: frozenset[str], outcome: Opened | EngineFailed) -> Loan | None:
+        most = ATTEMPTS_TO_REACH if isinstance(outcome, EngineUnreachable) else ATTEMPTS
+        other = self._admission.another(asked, tried) if len(tried) < most else None
+        if other is not None and not self._budget.spend(self._now()):
+            other.give_back()
+            return None
+        return other
+
+
+def _judge(loan: Loan, earlier: Loan | None, outcome: Opened | EngineFailed) -> None:
+    """A status that two of them give is about the request."""
+    loan.failed()
+    if isinstance(outcome, Opened) and earlier is not None:
+        loan.acquitted()
+        earlier.acquitted()
+
+
+async def _open(client: EngineClient, call: EngineCall) -> Opened | EngineFailed:
+    """The answer's head and first bytes, or why there are none: a failure here is still a choice, not an end."""
+    try:
+        answer = await client.call(call)
+        try:
+            opened = await _begun(answer)
+        except BaseException:
+            answer.cancel()
+            raise
+    except EngineFailed as error:
+        return error
+    if not 200 <= answer.status <= 599 or (answer.status == 200 and not opened.first):
+        answer.cancel()
+        return EngineFailed(f"The engine answered with status {answer.status} and nothing that can be passed on.")
+    return opened
+
+
+async def _begun(answer: Answer) -> Opened:
+    """Raises `EngineFailed` also for a stream whose first event is an error."""
+    if not _is_event_stream(answer):
+        return Opened(answer, await anext(answer, b""), None)
+    errors, first = EventErrors(), b""
+    async for piece in answer:
+        first = errors.passed(piece)
+        if first:
+            break
+    if errors.failure is not None and errors.nothing_before:
+        raise EngineFailed(errors.failure)
+    return Opened(answer, first or errors.rest(), errors)
+
+
+def _is_event_stream(answer: Answer) -> bool:
+    return any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in answer.headers)

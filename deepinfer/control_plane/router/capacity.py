@@ -1,0 +1,73 @@
+"""How much work an engine takes before requests wait in it instead of here, learned from what it tells. Pure.
+
+Work is counted in tokens: of a request's prompt, and of its answer as far as it can be foreseen. Engines say twice a
+second how many requests run and wait there. One in which requests go on waiting while no more of them run is full: the
+work that runs then is its limit, and that much again by a tenth is sent, so that it never idles. While none wait, the
+limit is what was reached so far, doubled. What came and went from here since the last word is known exactly; what other
+gateways sent is seen in the next word.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from deepinfer.engine_shim.token_engine import EngineLoad
+
+AT_FIRST: Final = 256
+"""Requests sent to an engine before its first word on them, at least; about what engines run at once on one card."""
+MUTE_SECONDS: Final = 3.0
+"""An engine that has requests for so long and never said that one runs does not tell its load: no limit is known."""
+AHEAD: Final = 1.1
+REQUESTS_AHEAD: Final = 2
+
+
+class Capacity:
+    """Of one engine, as one gateway sees it."""
+
+    __slots__ = ("_limit", "_load", "_mean", "_requests", "_speaks", "_then", "_unanswered", "_work")
+
+    def __init__(self) -> None:
+        self._load = EngineLoad()
+        self._limit: float | None = None  # None: not known to be full
+        self._mean = 1.0  # work of a request
+        self._work = 0.0  # sent from here and not over
+        self._requests = 0
+        self._then = 0.0  # work that was there at the last word, in all, less what was from here
+        self._speaks = False
+        self._unanswered = 0.0  # since when it has had requests
+
+    def sent(self, work: float, now: float) -> None:
+        if not self._requests:
+            self._unanswered = now
+        self._requests += 1
+        self._work += work
+
+    def over(self, work: float) -> None:
+        self._requests -= 1
+        self._work = self._work - work if self._requests else 0.0
+
+    def told(self, load: EngineLoad) -> None:
+        """The engine's newest word."""
+        if self._requests:
+            self._mean = self._work / self._requests
+        before, self._load = self._load, load
+        self._speaks = self._speaks or load.running > 0
+        runs = load.running * self._mean
+        if not load.waiting:
+            self._limit = None
+        elif before.waiting and load.running <= before.running:
+            self._limit = runs
+        elif self._limit is not None:
+            self._limit = max(self._limit, runs)
+        self._then = (load.running + load.waiting) * self._mean - self._work
+
+    def has_room(self, work: float, now: float) -> bool:
+        """Whether `work` more would run there soon."""
+        if not self._requests and not self._load.waiting:
+            return True
+        if not self._speaks and now - self._unanswered > MUTE_SECONDS:
+            return True
+        there = max(self._work, self._then + self._work)
+        if self._limit is None:
+            return there + work <= max(AT_FIRST, 2 * self._load.running) * max(self._mean, work)
+        return there + work <= self._limit * AHEAD + REQUESTS_AHEAD * self._mean
