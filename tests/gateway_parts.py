@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +11,14 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
+from deepinfer.control_plane.gateway.admission import QueueLimits
 from deepinfer.control_plane.gateway.app import Gateway
 from deepinfer.control_plane.gateway.server import listening
 from deepinfer.control_plane.router.replicas import Replicas
 from deepinfer.fleet.snapshot import Snapshot
 from tests.fleet_values import deployment, placement, status
+
+NO_HEADERS: Mapping[str, str] = {}
 
 
 @dataclass
@@ -26,9 +29,15 @@ class RunningGateway:
     url: str
     http: httpx.AsyncClient
 
-    async def ask(self, **fields: Any) -> httpx.Response:
+    gateway: Gateway
+
+    async def ask(self, *, extra: Mapping[str, str] = NO_HEADERS, timeout: float = 60, **fields: Any) -> httpx.Response:
         body = {"model": "chat", "messages": [{"role": "user", "content": "hi"}], **fields}
-        return await self.http.post("/v1/chat/completions", json=body)
+        return await self.http.post("/v1/chat/completions", json=body, headers=extra, timeout=timeout)
+
+    def waiting(self, model: str) -> int:
+        """Requests that wait in the gateway."""
+        return self.gateway.admission.waiting().get(model, 0)
 
 
 def management() -> FastAPI:
@@ -53,13 +62,18 @@ def fleet_of(*endpoints: str | None, epoch: int = 1) -> Snapshot:
 
 
 @asynccontextmanager
-async def running_gateway(fleet: Snapshot | None = None) -> AsyncIterator[RunningGateway]:
-    async with Replicas() as replicas, listening(Gateway(replicas, management()), "127.0.0.1", 0) as port:
-        url = f"http://127.0.0.1:{port}"
-        async with httpx.AsyncClient(base_url=url, timeout=30) as http:
-            if fleet is not None:
-                replicas.update(fleet)
-            yield RunningGateway(replicas, url, http)
+async def running_gateway(
+    fleet: Snapshot | None = None, limits: QueueLimits | None = None
+) -> AsyncIterator[RunningGateway]:
+    async with Replicas() as replicas:
+        gateway = Gateway(replicas, management(), queue_limits=limits)
+        async with listening(gateway, "127.0.0.1", 0) as port:
+            url = f"http://127.0.0.1:{port}"
+            many = httpx.Limits(max_connections=None)
+            async with httpx.AsyncClient(base_url=url, timeout=30, limits=many) as http:
+                if fleet is not None:
+                    replicas.update(fleet)
+                yield RunningGateway(replicas, url, http, gateway)
 
 
 async def until(true: Callable[[], object], seconds: float = 10.0) -> None:

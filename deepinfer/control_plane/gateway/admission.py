@@ -162,7 +162,8 @@ class Admission:
             if last is None or last.priority <= asked.priority:
                 raise self._overloaded(traffic, asked, f"{len(queue)} requests wait for its engines")
             self._leave(traffic, last)
-            last.turn.set_exception(self._overloaded(traffic, last.asked, "others of higher priority came"))
+            if not last.turn.done():
+                last.turn.set_exception(self._overloaded(traffic, last.asked, "others of higher priority came"))
 
     def _longest(self, traffic: ModelTraffic, now: float) -> float:
         rate = traffic.drain.rate(now)
@@ -183,15 +184,20 @@ class Admission:
         """Let those go on whose turn it is."""
         for traffic in tuple(self._queued.values()):
             while (waiting := traffic.queue.first) is not None:
-                try:
-                    loan = self._seat(waiting.asked)
-                except DeepinferError as error:  # no replica is left
-                    waiting.turn.set_exception(error)
-                else:
-                    if loan is None:
-                        break
-                    waiting.turn.set_result(loan)
+                if not waiting.turn.done() and not self._go_on(waiting):
+                    break
                 self._leave(traffic, waiting)
+
+    def _go_on(self, waiting: _Waiting) -> bool:
+        """Whether the queue need not wait for this one any more."""
+        try:
+            loan = self._seat(waiting.asked)
+        except DeepinferError as error:  # no replica is left
+            waiting.turn.set_exception(error)
+            return True
+        if loan is not None:
+            waiting.turn.set_result(loan)
+        return loan is not None
 
 
 def _give_back(turn: asyncio.Future[Loan]) -> None:

@@ -40,11 +40,11 @@ class Gateway:
         queue_limits: QueueLimits | None = None,
     ) -> None:
         metrics = Metrics(replicas)
-        admission = Admission(replicas, queue_limits)
+        self.admission = Admission(replicas, queue_limits)
         self._replicas = replicas
         self._management = management
         self._management_paths = management_paths
-        self._relay = Relay(replicas, metrics, admission)
+        self._relay = Relay(replicas, metrics, self.admission)
         self._pages: dict[str, Callable[[], Reply]] = {
             "/health": lambda: Reply(200, b'{"status":"ok"}'),
             "/ready": self._ready,
