@@ -116,4 +116,5 @@ def _with_engine(info: ShimInfo, engine: EngineInfo) -> ShimInfo:
         kv_blocks=engine.kv_blocks,
         dtype=engine.dtype,
         memory_bytes=engine.memory_bytes,
+        max_running=engine.max_running,
     )

@@ -101,6 +101,7 @@ class EngineInfo:
     dtype: str
     memory_bytes: int  # really held for weights and KV
     eos_token_ids: tuple[int, ...] = ()
+    max_running: int = 0  # requests at once; 0: not known
 
 
 @dataclass(frozen=True, slots=True)

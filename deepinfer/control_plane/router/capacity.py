@@ -1,20 +1,22 @@
 """How much work an engine takes before requests wait in it instead of here, learned from what it tells. Pure.
 
-Work is counted in tokens: of a request's prompt, and of its answer as far as it can be foreseen. Engines say twice a
-second how many requests run and wait there. One in which requests go on waiting while no more of them run is full: the
-work that runs then is its limit, and that much again by a tenth is sent, so that it never idles. While none wait, the
-limit is what was reached so far, doubled. What came and went from here since the last word is known exactly; what other
-gateways sent is seen in the next word.
+Work is counted in tokens: of a request's prompt, and of its answer as far as it can be foreseen. An engine says when it
+is ready how many requests it runs at once and how many tokens its KV cache holds, and then, twice a second, how many
+requests run and wait. One in which requests go on waiting while no more of them run is full: the work that runs then is
+its limit, and a tenth more is sent, so that it never idles. While none wait, the limit is what it said of itself; where
+it said nothing, twice what runs. What came and went from here since the last word is known exactly; what other gateways
+sent is seen in the next word.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 from deepinfer.engine_shim.token_engine import EngineLoad
 
 AT_FIRST: Final = 256
-"""Requests sent to an engine before its first word on them, at least; about what engines run at once on one card."""
+"""Requests sent to an engine that does not say how many it runs at once: about what engines do on one card."""
 MUTE_SECONDS: Final = 3.0
 """An engine that has requests for so long and never said that one runs does not tell its load: no limit is known."""
 AHEAD: Final = 1.1
@@ -24,9 +26,10 @@ REQUESTS_AHEAD: Final = 2
 class Capacity:
     """Of one engine, as one gateway sees it."""
 
-    __slots__ = ("_limit", "_load", "_mean", "_requests", "_speaks", "_then", "_unanswered", "_work")
-
     def __init__(self) -> None:
+        self._seats = 0  # requests it runs at once; 0: not known
+        self._tokens = 0  # of its KV cache
+        self._longest = math.inf  # tokens of a request
         self._load = EngineLoad()
         self._limit: float | None = None  # None: not known to be full
         self._mean = 1.0  # work of a request
@@ -35,6 +38,14 @@ class Capacity:
         self._then = 0.0  # work that was there at the last word, in all, less what was from here
         self._speaks = False
         self._unanswered = 0.0  # since when it has had requests
+
+    def knows(self, seats: int, tokens: int, longest: int) -> None:
+        """What a ready engine says of itself; 0 for what it does not know."""
+        self._seats, self._tokens, self._longest = seats, tokens, longest or math.inf
+
+    def at_most(self, work: float) -> float:
+        """What a request can be there, whatever was foreseen of it."""
+        return min(work, self._longest)
 
     def sent(self, work: float, now: float) -> None:
         if not self._requests:
@@ -68,6 +79,11 @@ class Capacity:
         if not self._speaks and now - self._unanswered > MUTE_SECONDS:
             return True
         there = max(self._work, self._then + self._work)
-        if self._limit is None:
-            return there + work <= max(AT_FIRST, 2 * self._load.running) * max(self._mean, work)
-        return there + work <= self._limit * AHEAD + REQUESTS_AHEAD * self._mean
+        return there + work <= self._most(work) + REQUESTS_AHEAD * self._mean
+
+    def _most(self, work: float) -> float:
+        if self._limit is not None:
+            return self._limit * AHEAD
+        seats = self._seats or max(AT_FIRST, 2 * self._load.running)
+        most = seats * max(self._mean, work)
+        return min(most, self._tokens) if self._tokens else most

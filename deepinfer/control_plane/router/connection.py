@@ -90,11 +90,11 @@ class Connection:
 
     def has_room(self, work: float) -> bool:
         """Whether so much more would run there soon, instead of waiting."""
-        return self._capacity.has_room(work, self.now())
+        return self._capacity.has_room(self._capacity.at_most(work), self.now())
 
     def lend(self, turn: int, work: float) -> Loan:
         """For one request, in flight until it is given back."""
-        now = self.now()
+        now, work = self.now(), self._capacity.at_most(work)
         self._in_flight += 1
         self._last_used = turn
         self._candidate = None
@@ -171,7 +171,12 @@ class Connection:
         return info
 
     async def _watch(self) -> None:
+        is_known = False
         async for state in self._client.watch():
+            if not is_known and state.phase is ShimPhase.READY:
+                is_known = True
+                info = await self._client.info()
+                self._capacity.knows(info.max_running, info.kv_blocks * info.kv_block_size, info.max_model_len)
             with self._turning():
                 self._state, self._candidate = state, None
             self.trouble = state.message

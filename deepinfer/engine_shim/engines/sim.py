@@ -93,6 +93,7 @@ class SimEngine:
             dtype="none",
             memory_bytes=args.memory_bytes,
             eos_token_ids=tokenizer.eos_token_ids,
+            max_running=args.max_num_seqs,
         )
         self.kv = KvContents(time.time_ns())
         self.kv.describe(KvGroup(0, args.block_size))

@@ -114,6 +114,7 @@ class LayerShardEngine:
             dtype=str(stage.dtype).removeprefix("torch."),
             memory_bytes=stage.weight_bytes,
             eos_token_ids=end_token_ids(model_path),
+            max_running=options.max_num_seqs,
         )
         tell(f"ready: {stage.weight_bytes / 1e6:.0f} MB of weights, room for {limits.kv_tokens} tokens")
         return cls(stage, limits, info, seed=options.seed, threads=threads)

@@ -107,6 +107,7 @@ class VllmEngine:
             kv_blocks=self._kv_blocks,
             dtype=str(config.model_config.dtype).removeprefix("torch."),
             memory_bytes=resident_bytes(self._members),
+            max_running=config.scheduler_config.max_num_seqs,
         )
 
     def load(self) -> EngineLoad:
