@@ -41,7 +41,7 @@ def ask(gateway: RunningGateway, prompt: str = "hi", **fields: Any) -> asyncio.T
 
 async def fill(gateway: RunningGateway, tokens: int = 100) -> list[asyncio.Task[httpx.Response]]:
     """Requests until one waits here."""
-    running = []
+    running: list[asyncio.Task[httpx.Response]] = []
     while not gateway.waiting("chat"):
         running.append(ask(gateway, f"filler {len(running)}", max_tokens=tokens))
         await asyncio.sleep(0.05)
