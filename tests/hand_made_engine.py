@@ -19,6 +19,7 @@ from deepinfer.engine_shim import wire
 from deepinfer.engine_shim.call_wire import HELLO, FrameReader, answer_to_bytes, call_from_bytes
 from deepinfer.engine_shim.frames import AnswerFrame, Body, CallFrame, Cancel, End, EngineCall, Head, MoreBody, Open
 from deepinfer.engine_shim.state_wire import EngineState, state_to_bytes
+from deepinfer.engine_shim.token_engine import EngineLoad
 from deepinfer.engine_shim.wire import METHODS, ShimInfo, ShimPhase
 
 Answering = Callable[[int, EngineCall], AsyncIterator[AnswerFrame | bytes]]
@@ -50,6 +51,7 @@ class HandMadeEngine:
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     phase: ShimPhase = ShimPhase.READY
     names: tuple[str, ...] = ("chat",)
+    load: EngineLoad = field(default_factory=EngineLoad)
     _phase_changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     _coming: dict[int, EngineCall] = field(default_factory=dict)
     _server: grpc.aio.Server | None = None
@@ -75,6 +77,11 @@ class HandMadeEngine:
     async def becomes(self, phase: ShimPhase, names: tuple[str, ...] = ("chat",)) -> None:
         async with self._phase_changed:
             self.phase, self.names = phase, names
+            self._phase_changed.notify_all()
+
+    async def tells(self, load: EngineLoad) -> None:
+        async with self._phase_changed:
+            self.load = load
             self._phase_changed.notify_all()
 
     def _service(self) -> grpc.GenericRpcHandler[Any, Any]:
@@ -103,10 +110,10 @@ class HandMadeEngine:
 
     async def _watch(self, request: bytes, context: Any) -> AsyncIterator[EngineState]:
         while True:
-            told = self.phase, self.names
-            yield EngineState(boot_epoch=1, sequence=0, snapshot=True, phase=self.phase, served_names=self.names)
+            told = phase, names, load = self.phase, self.names, self.load
+            yield EngineState(boot_epoch=1, sequence=0, snapshot=True, phase=phase, served_names=names, load=load)
             async with self._phase_changed:
-                await self._phase_changed.wait_for(lambda told=told: (self.phase, self.names) != told)  # type: ignore[misc]
+                await self._phase_changed.wait_for(lambda told=told: (self.phase, self.names, self.load) != told)  # type: ignore[misc]
 
     async def _call(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
