@@ -8,9 +8,10 @@ PIP_INSTALL := $(BIN)/python -m pip install --progress-bar on --disable-pip-vers
 TO_RUN := $(VENV)/.installed-to-run
 TO_DEVELOP := $(VENV)/.installed-to-develop
 ROWS :=
+PEERS :=
 
 .DEFAULT_GOAL := help
-.PHONY: help up install test test-faults check protos bench-engine bench-fleet bench-vllm clean
+.PHONY: help up install test test-faults check protos bench-engine bench-fleet bench-gateway bench-streams bench-vllm clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +42,12 @@ bench-engine: $(TO_DEVELOP) ## Measure decoding beside transformers on this mach
 
 bench-fleet: $(TO_DEVELOP) ## Measure the control plane with 1,000 simulated nodes on one real etcd
 	$(BIN)/python -u -m benchmarks.fleet
+
+bench-gateway: $(TO_DEVELOP) ## Measure the gateway beside nginx, vllm-router, sglang-router, litellm and dynamo (PEERS=nginx,vllm-router: these only)
+	$(BIN)/python -u -m benchmarks.gateway $(if $(PEERS),--peers $(PEERS))
+
+bench-streams: $(TO_DEVELOP) ## Hold 2,000 slow streams open through one gateway process
+	$(BIN)/python -u -m benchmarks.gateway.streams
 
 bench-vllm: $(TO_DEVELOP) ## Measure a vLLM behind deepinfer beside a bare one on this machine
 	$(BIN)/deepinfer engine install vllm --cpu
