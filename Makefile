@@ -11,7 +11,7 @@ ROWS :=
 PEERS :=
 
 .DEFAULT_GOAL := help
-.PHONY: help up install test test-faults check protos bench-engine bench-fleet bench-gateway bench-streams bench-vllm clean
+.PHONY: help up install test test-faults check protos bench-engine bench-fleet bench-gateway bench-overload bench-streams bench-vllm clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ bench-gateway: $(TO_DEVELOP) ## Measure the gateway beside nginx, vllm-router, s
 
 bench-streams: $(TO_DEVELOP) ## Hold 2,000 slow streams open through one gateway process
 	$(BIN)/python -u -m benchmarks.gateway.streams
+
+bench-overload: $(TO_DEVELOP) ## Measure the gateway under three times the load that its engines can answer
+	$(BIN)/python -u -m benchmarks.overload
 
 bench-vllm: $(TO_DEVELOP) ## Measure a vLLM behind deepinfer beside a bare one on this machine
 	$(BIN)/deepinfer engine install vllm --cpu

@@ -48,15 +48,13 @@ def eventually(look: Callable[[], T], seconds: float = 20.0) -> T:
 
 def routed(http: httpx.Client, model: str) -> int:
     """How many replicas of it one gateway would send a request to now."""
-    return metric(http, "deepinfer_replicas", f'model="{model}"', 'state="ready"')
+    return metric(http, "deepinfer_replicas", f'model_name="{model}"', 'state="ready"')
 
 
 def metric(http: httpx.Client, name: str, *labels: str) -> int:
-    """Of a gateway; 0 for one that is not there."""
-    for line in http.get("/metrics").text.splitlines():
-        if line.startswith(f"{name}{{") and all(label in line for label in labels):
-            return int(float(line.rpartition(" ")[2]))
-    return 0
+    """Of a gateway, all together that have these labels."""
+    lines = (line for line in http.get("/metrics").text.splitlines() if line.startswith(f"{name}{{"))
+    return sum(int(float(line.rpartition(" ")[2])) for line in lines if all(label in line for label in labels))
 
 
 def foreseen_places(told: Any) -> list[tuple[str, list[str]]]:

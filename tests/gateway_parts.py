@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 from fastapi import FastAPI
 
-from deepinfer.control_plane.gateway.admission import QueueLimits
+from deepinfer.control_plane.gateway.access_log import AccessLog
+from deepinfer.control_plane.gateway.admission import Admission, QueueLimits
 from deepinfer.control_plane.gateway.app import Gateway
+from deepinfer.control_plane.gateway.metrics import Metrics
 from deepinfer.control_plane.gateway.server import listening
 from deepinfer.control_plane.router.replicas import Replicas
 from deepinfer.fleet.snapshot import Snapshot
 from tests.fleet_values import deployment, placement, status
 
 NO_HEADERS: Mapping[str, str] = {}
+
+if TYPE_CHECKING:
+    from deepinfer.control_plane.gateway.spans import Spans
 
 
 @dataclass
@@ -63,17 +68,22 @@ def fleet_of(*endpoints: str | None, epoch: int = 1) -> Snapshot:
 
 @asynccontextmanager
 async def running_gateway(
-    fleet: Snapshot | None = None, limits: QueueLimits | None = None
+    fleet: Snapshot | None = None,
+    limits: QueueLimits | None = None,
+    access_log: AccessLog | None = None,
+    spans: Spans | None = None,
 ) -> AsyncIterator[RunningGateway]:
-    async with Replicas() as replicas:
-        gateway = Gateway(replicas, management(), queue_limits=limits)
-        async with listening(gateway, "127.0.0.1", 0) as port:
-            url = f"http://127.0.0.1:{port}"
-            many = httpx.Limits(max_connections=None)
-            async with httpx.AsyncClient(base_url=url, timeout=30, limits=many) as http:
-                if fleet is not None:
-                    replicas.update(fleet)
-                yield RunningGateway(replicas, url, http, gateway)
+    async with AsyncExitStack() as stack:
+        replicas = await stack.enter_async_context(Replicas())
+        metrics, admission = Metrics(replicas, access_log, spans), Admission(replicas, limits)
+        gateway = Gateway(replicas, management(), metrics=metrics, admission=admission)
+        port = await stack.enter_async_context(listening(gateway, "127.0.0.1", 0))
+        url = f"http://127.0.0.1:{port}"
+        many = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=url, timeout=30, limits=many) as http:
+            if fleet is not None:
+                replicas.update(fleet)
+            yield RunningGateway(replicas, url, http, gateway)
 
 
 async def until(true: Callable[[], object], seconds: float = 10.0) -> None:

@@ -21,8 +21,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from deepinfer.control_plane.gateway.access_log import access_log
+from deepinfer.control_plane.gateway.admission import Admission, QueueLimits
 from deepinfer.control_plane.gateway.app import Gateway
+from deepinfer.control_plane.gateway.metrics import Metrics
 from deepinfer.control_plane.gateway.server import listening
+from deepinfer.control_plane.gateway.tracing import tracing
 from deepinfer.control_plane.management.app import management_app
 from deepinfer.control_plane.router.replicas import Replicas
 from deepinfer.control_plane.scheduler.event_log import EventLog
@@ -68,8 +72,12 @@ async def run(config: Config) -> None:
     _refuse_open_hosts(config.serve.host)
     asked_to_stop = _stop_signal()
     connection = Connection()
-    async with Replicas() as replicas:
-        gateway = Gateway(replicas, management_app(connection, replicas.answering))
+    serve = config.serve
+    async with access_log(serve.access_log) as lines, tracing(serve.tracing) as spans, Replicas() as replicas:
+        metrics = Metrics(replicas, lines, spans)
+        admission = Admission(replicas, QueueLimits(serve.queue_seconds, serve.queue_requests))
+        management = management_app(connection, replicas.answering)
+        gateway = Gateway(replicas, management, metrics=metrics, admission=admission)
         async with listening(gateway, config.serve.host, config.serve.port) as port:
             ready_line = f"deepinfer serve: ready at {_url(config.serve.host, port)}"
             await _run_until(asked_to_stop, _run_fleet(config, connection, replicas, ready_line))

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 from deepinfer.fleet import errors
 
 RETRY_AFTER_SECONDS = 2
+CLIENT_GONE = 499
+"""The status that counts when the client hung up first; nobody saw it."""
 QUEUE_POSITION = "x-deepinfer-queue-position"
 """How many requests were before this one when it came; in answers to those that waited or were refused for it."""
 QUEUE_SECONDS = "x-deepinfer-queue-seconds"
@@ -35,6 +37,14 @@ class Overloaded(errors.DeepinferError):
         super().__init__(message)
         self.retry_seconds = retry_seconds
         self.position = position
+
+
+class RateLimited(errors.DeepinferError):
+    """The API key has used what it may for now."""
+
+    def __init__(self, message: str, retry_seconds: int) -> None:
+        super().__init__(message)
+        self.retry_seconds = retry_seconds
 
 
 class NodeNotConnected(errors.DeepinferError):
@@ -74,6 +84,7 @@ TOLD: dict[type[errors.DeepinferError], Told] = {
     MethodNotAllowed: Told(405, "invalid_request_error", "method_not_allowed"),
     ForeignOrigin: Told(403, "permission_error", "foreign_origin"),
     Overloaded: Told(429, "rate_limit_error", "model_overloaded"),
+    RateLimited: Told(429, "rate_limit_error", "rate_limit_exceeded"),
     NodeNotConnected: Told(503, "service_unavailable", "node_not_connected"),
     UnreadableDeployment: Told(409, "conflict", "deployment_unreadable"),
     RevisionNotFound: Told(404, "invalid_request_error", "revision_not_found"),
@@ -100,6 +111,12 @@ def told(error: errors.DeepinferError) -> Told:
     return next(TOLD[kind] for kind in type(error).__mro__ if kind in TOLD)
 
 
+def code_of(error: errors.DeepinferError) -> str:
+    """One of few words: for counting."""
+    kind = told(error)
+    return kind.code or kind.type
+
+
 def error_body(error: errors.DeepinferError) -> dict[str, Any]:
     """OpenAI's error object for a failure of ours."""
     param = "model" if isinstance(error, errors.ModelNotServed) else getattr(error, "param", None)
@@ -115,6 +132,8 @@ def error_headers(error: errors.DeepinferError) -> dict[str, str]:
     """Which method is allowed; when to come again."""
     if isinstance(error, MethodNotAllowed):
         return {"allow": error.allowed}
+    if isinstance(error, RateLimited):
+        return {"retry-after": str(error.retry_seconds)}
     if isinstance(error, Overloaded):
         return {"retry-after": str(error.retry_seconds), QUEUE_POSITION: str(error.position)}
     return {"retry-after": str(RETRY_AFTER_SECONDS)} if told(error).status == 503 else {}

@@ -76,6 +76,10 @@ class ServeConfig(Resource):
     host: str = "127.0.0.1"
     port: int = Field(default=8082, ge=0, le=65535)
     node_grace_seconds: float = Field(default=60, ge=0)  # how long a node may be away before it is given up
+    access_log: str = ""  # a file, or "-" for stdout; "": none
+    tracing: bool = False  # OpenTelemetry's; also on where its own variables name an endpoint
+    queue_seconds: float = Field(default=30, ge=0)  # who would wait longer for an engine is refused at once
+    queue_requests: int = Field(default=4096, ge=0)  # that wait at most, of a model
 
 
 class WorkerConfig(Resource):

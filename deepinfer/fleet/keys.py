@@ -16,6 +16,8 @@ ABSENCES = f"{FLEET}absences/"
 MOVES = f"{FLEET}moves/"
 EVENTS = "/deepinfer-events/"
 """Beside the fleet: who follows the fleet is not woken by what is only told to people."""
+USAGE = "/deepinfer-usage/"
+"""Beside the fleet for the same reason."""
 IDENTITY = f"{FLEET}fleet"
 """Which fleet this store holds. Written once by the first control plane, and by whoever confirms a new store."""
 LEADER = f"{FLEET}leader"
@@ -90,6 +92,11 @@ def absence(node_name: str) -> str:
 def move(placement_id: str) -> str:
     """Written by the management API."""
     return f"{MOVES}{placement_id}"
+
+
+def usage(gateway: str) -> str:
+    """Written by the gateway, under its lease: what limited API keys have used there."""
+    return f"{USAGE}{gateway}"
 
 
 def event(about: str, identifier: str) -> str:

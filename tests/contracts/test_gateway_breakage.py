@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import httpx
 import pytest
@@ -65,14 +66,16 @@ FAILURES = {
 
 
 @asynccontextmanager
-async def gateway_over(*answering: Answering) -> AsyncIterator[tuple[RunningGateway, list[HandMadeEngine]]]:
+async def gateway_over(
+    *answering: Answering, **seen_by: Any
+) -> AsyncIterator[tuple[RunningGateway, list[HandMadeEngine]]]:
     """Engines that answer so, in the order in which they are chosen."""
     async with AsyncExitStack() as stack:
         engines = [
             await stack.enter_async_context(hand_made_engine(placement=f"chat-aaaaa-{n}", answering=answers_so))
             for n, answers_so in enumerate(answering)
         ]
-        gateway = await stack.enter_async_context(running_gateway(fleet_of(*(e.endpoint for e in engines))))
+        gateway = await stack.enter_async_context(running_gateway(fleet_of(*(e.endpoint for e in engines)), **seen_by))
         await until(lambda: len(gateway.replicas.candidates("chat")) == len(engines))
         yield gateway, engines
 
@@ -137,8 +140,10 @@ async def test_a_client_that_hangs_up_cancels_in_the_engine(answering: Answering
             await engine.cancelled.wait()
         await until(lambda: gateway.replicas.candidates("chat")[0].in_flight == 0)
         page = (await gateway.http.get("/metrics")).text
-        assert "deepinfer_client_disconnects_total 1.0" in page
-        assert 'status="499"} 1.0' in page and 'in_flight{model="chat"} 0.0' in page
+        assert 'deepinfer_client_disconnects_total{model_name="chat"} 1.0' in page
+        assert (
+            'status="499"} 1.0' in page and 'num_requests_running{model_name="chat",replica="chat-aaaaa-0"} 0.0' in page
+        )
 
 
 async def test_an_engine_gets_the_request_as_it_was_sent_but_not_the_clients_secrets() -> None:

@@ -183,11 +183,11 @@ async def test_counts_have_bounded_labels(gateway: RunningGateway) -> None:
     await gateway.http.post("/v1/any/path", json={"model": "chat"})
     page = (await gateway.http.get("/metrics")).text
     assert "no-such-model" not in page and "any/path" not in page
-    assert f'deepinfer_requests_total{{model="",path="{CHAT}",status="404"}}' in page
-    assert 'deepinfer_requests_total{model="chat",path="other",status="200"} 1.0' in page
-    assert 'deepinfer_replicas{model="chat",state="ready"} 1.0' in page
-    assert 'deepinfer_replicas{model="cold",state="starting"} 1.0' in page
-    assert 'deepinfer_requests_in_flight{model="chat"} 0.0' in page
+    assert f'deepinfer_requests_total{{model_name="",path="{CHAT}",status="404"}}' in page
+    assert 'deepinfer_requests_total{model_name="chat",path="other",status="200"} 1.0' in page
+    assert 'deepinfer_replicas{model_name="chat",state="ready"} 1.0' in page
+    assert 'deepinfer_replicas{model_name="cold",state="starting"} 1.0' in page
+    assert 'deepinfer_num_requests_running{model_name="chat",replica="chat-aaaaa-0"} 0.0' in page
 
 
 async def test_an_address_in_use_is_said_in_one_sentence(gateway: RunningGateway) -> None:

@@ -57,7 +57,7 @@ def test_row_60_a_gateway_without_descriptors_refuses_newcomers_and_serves_whom_
         ends: list[str] = []
 
         def running() -> bool:
-            return metric(fleet.http, "deepinfer_requests_in_flight", 'model="slow"') == STREAMS
+            return metric(fleet.http, "deepinfer_num_requests_running", 'model_name="slow"') == STREAMS
 
         def ask(number: int) -> None:
             prompt = f"tale {number}"

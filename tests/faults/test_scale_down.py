@@ -48,7 +48,7 @@ def test_row_64_streams_that_run_when_their_model_is_deleted_end_whole(tmp_path:
             for thread in threads:
                 thread.start()
             begun.wait()
-            eventually(lambda: metric(fleet.http, "deepinfer_requests_in_flight", 'model="doomed"') == STREAMS)
+            eventually(lambda: metric(fleet.http, "deepinfer_num_requests_running", 'model_name="doomed"') == STREAMS)
             fleet.delete("doomed")
             for thread in threads:
                 thread.join(30)

@@ -12,7 +12,7 @@ from openai import BadRequestError, NotFoundError
 
 from deepinfer.fleet.places import cache_dir
 from tests import avx2_torch
-from tests.fleet import Fleet, eventually
+from tests.fleet import Fleet, eventually, metric
 
 QUESTIONS = [
     "What is the capital of France?",
@@ -137,6 +137,6 @@ def test_a_client_that_hangs_up_stops_the_generation(smollm2: Fleet) -> None:
     }
     with httpx.stream("POST", f"{smollm2.url}/v1/completions", json=body) as answer:
         next(answer.iter_bytes())
-    in_flight = 'deepinfer_requests_in_flight{model="smollm2"}'
-    eventually(lambda: f"{in_flight} 0" in smollm2.http.get("/metrics").text, 1.0)
+    running = ("deepinfer_num_requests_running", 'model_name="smollm2"')
+    eventually(lambda: metric(smollm2.http, *running) == 0, 1.0)
     assert "Paris" in chat(smollm2, QUESTIONS[0])

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from deepinfer.control_plane.gateway.drain_rate import DrainRate
+from deepinfer.control_plane.gateway.measured import Measured
 from deepinfer.control_plane.gateway.model_queue import ModelQueue, Priority, Waiting
 from deepinfer.control_plane.gateway.openai_models import nobody_for
 from deepinfer.control_plane.gateway.work import Experience
@@ -94,13 +95,12 @@ class Admission:
         """How many requests wait, by model."""
         return {model: len(traffic.queue) for model, traffic in self._queued.items()}
 
-    async def turn(self, asked: Asked) -> Turn:
+    async def turn(self, asked: Asked, measured: Measured) -> Turn:
         """Raises `NoReadyReplica`, `ModelNotServed` and `Overloaded`."""
-        if asked.model not in self._queued:
-            loan = self._seat(asked)
-            if loan is not None:
-                return Turn(loan)
-        return await self._wait(asked)
+        loan = None if asked.model in self._queued else self._seat(asked)
+        turn = await self._wait(asked, measured) if loan is None else Turn(loan)
+        measured.admitted(turn.waited)
+        return turn
 
     def another(self, asked: Asked, tried: frozenset[str]) -> Loan | None:
         """A replica for a request that had its turn, and failed on those that it tried: it does not wait again."""
@@ -116,7 +116,7 @@ class Admission:
         chosen = choose(self._replicas.roomy(trusted(candidates), asked.work), RoutedRequest(asked.model))
         return None if chosen is None else self._replicas.lend(chosen, asked.work)
 
-    async def _wait(self, asked: Asked) -> Turn:
+    async def _wait(self, asked: Asked, measured: Measured) -> Turn:
         loop = asyncio.get_running_loop()
         traffic, came = self.traffic(asked.model), loop.time()
         position, expected = self._expected(traffic, asked, came)
@@ -126,6 +126,7 @@ class Admission:
         traffic.queue.add(waiting)
         traffic.drain.busy(came)
         self._queued[asked.model] = traffic
+        measured.queued(position)
         try:
             async with asyncio.timeout_at(min(asked.deadline, came + _SLACK * self._limits.seconds)):
                 loan = await waiting.turn

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from deepinfer.control_plane.gateway.admission import Admission, QueueLimits
-from deepinfer.control_plane.gateway.asgi import App, Receive, Reply, Scope, Send
-from deepinfer.control_plane.gateway.body import model_in_query
+from deepinfer.control_plane.gateway.admission import Admission
+from deepinfer.control_plane.gateway.asgi import App, Message, Receive, Reply, Scope, Send
+from deepinfer.control_plane.gateway.body import model_in_query, request_id
 from deepinfer.control_plane.gateway.error_reply import error_reply
 from deepinfer.control_plane.gateway.metrics import Metrics
 from deepinfer.control_plane.gateway.openai_models import model_list, one_model
@@ -37,13 +37,17 @@ class Gateway:
         replicas: Replicas,
         management: App,
         management_paths: tuple[str, ...] = MANAGEMENT_PATHS,
-        queue_limits: QueueLimits | None = None,
+        metrics: Metrics | None = None,
+        admission: Admission | None = None,
     ) -> None:
-        metrics = Metrics(replicas)
-        self.admission = Admission(replicas, queue_limits)
+        metrics = metrics or Metrics(replicas)
+        metrics.ejected_now = replicas.ejected
+        replicas.when_ejected = metrics.ejected
+        self.admission = admission or Admission(replicas)
         self._replicas = replicas
         self._management = management
         self._management_paths = management_paths
+        self._metrics = metrics
         self._relay = Relay(replicas, metrics, self.admission)
         self._pages: dict[str, Callable[[], Reply]] = {
             "/health": lambda: Reply(200, b'{"status":"ok"}'),
@@ -62,7 +66,22 @@ class Gateway:
         elif scope["path"] in RELAYED_PATHS:
             await _not_allowed(scope["method"], "POST").send(send)
         else:
-            await self._management(scope, receive, send)
+            await self._manage(scope, receive, send)
+
+    async def _manage(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Who changed the fleet stands in the access log too."""
+        our_id = request_id(scope)
+        with self._metrics.measure("management", our_id, scope) as measured:
+
+            async def seen(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    measured.status = message["status"]
+                    message["headers"] = [*message.get("headers", ()), (b"x-request-id", our_id)]
+                else:
+                    measured.streamed(message.get("body", b""))
+                await send(message)
+
+            await self._management(scope, receive, seen)
 
     def _is_relayed(self, scope: Scope) -> bool:
         path = scope["path"]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from deepinfer.control_plane.gateway.admission import Admission, Asked
 from deepinfer.control_plane.gateway.event_errors import EventErrors
+from deepinfer.control_plane.gateway.measured import Failure, Measured
 from deepinfer.control_plane.router.loan import Loan
 from deepinfer.control_plane.router.retry_budget import RetryBudget
 from deepinfer.engine_shim.client import Answer, EngineClient
@@ -48,20 +49,22 @@ class Attempts:
         self._now = asyncio.get_running_loop().time
         self._budget = RetryBudget(self._now())
 
-    async def begin(self, asked: Asked, call: EngineCall, loan: Loan) -> Begun:
+    async def begin(self, asked: Asked, call: EngineCall, loan: Loan, measured: Measured) -> Begun:
         """Raises `EngineFailed` when no attempt is left; the loan is given back then."""
         self._budget.earn()
         tried: frozenset[str] = frozenset()
         earlier: Loan | None = None
         while True:
+            measured.sent_to(loan.placement)
             try:
-                outcome = await _open(loan.client, call)
+                outcome = await _open(loan.client, measured.traced(call))
             except BaseException:
                 loan.give_back()
                 raise
             if isinstance(outcome, Opened) and outcome.answer.status not in TRY_ANOTHER:
                 loan.began()
                 return Begun(outcome, loan)
+            measured.failed(_reason(outcome))
             _judge(loan, earlier, outcome)
             tried |= {loan.placement}
             other = self._other(asked, tried, outcome)
@@ -81,6 +84,12 @@ class Attempts:
             other.give_back()
             return None
         return other
+
+
+def _reason(outcome: Opened | EngineFailed) -> Failure:
+    if isinstance(outcome, Opened):
+        return "status"
+    return "connect" if isinstance(outcome, EngineUnreachable) else "broken"
 
 
 def _judge(loan: Loan, earlier: Loan | None, outcome: Opened | EngineFailed) -> None:

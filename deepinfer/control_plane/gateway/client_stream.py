@@ -7,6 +7,7 @@ holds back what fills the buffer. A client that takes nothing for `WRITE_SECONDS
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
@@ -16,14 +17,18 @@ WRITE_SECONDS = 60.0
 
 
 class ClientStream:
-    """Of uvicorn's own request cycle, which `send` belongs to; begun when the answer's head was sent."""
+    """Of uvicorn's own request cycle, which `send` belongs to; begun when the answer's head was sent.
 
-    def __init__(self, send: Send) -> None:
+    `streamed` hears of each piece.
+    """
+
+    def __init__(self, send: Send, streamed: Callable[[bytes], None]) -> None:
         cycle = getattr(send, "__self__", None)
         if not isinstance(cycle, RequestResponseCycle):
             raise TypeError("The gateway runs on uvicorn's httptools protocol, with nothing in between.")
         self._cycle = cycle
         self._send = send
+        self._streamed = streamed
 
     @property
     def is_chunked(self) -> bool:
@@ -34,10 +39,13 @@ class ClientStream:
         cycle = self._cycle
         if piece and not cycle.disconnected:
             cycle.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+            self._streamed(piece)
 
     async def send(self, piece: bytes, *, more: bool) -> None:
         """As the server does it, which checks the length that was promised."""
         await self.drained()
+        if piece:
+            self._streamed(piece)
         await self._send({"type": "http.response.body", "body": piece, "more_body": more})
 
     async def drained(self) -> None:

@@ -1,111 +1,103 @@
-"""What the gateway counts, in a registry of its own. Labels are bounded: unknown models are "", odd paths "other"."""
+"""What the gateway counts. Labels are bounded: unknown models are "", odd paths "other", and what is gone is forgotten.
+
+All in the event loop's thread, so counting takes no locks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import cache
-from time import perf_counter
-from types import TracebackType
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 
-from deepinfer.control_plane.gateway.asgi import Reply
+from deepinfer.control_plane.gateway.access_log import AccessLog
+from deepinfer.control_plane.gateway.asgi import Reply, Scope
+from deepinfer.control_plane.gateway.exposition import Page, labelled
+from deepinfer.control_plane.gateway.measured import Measured
+from deepinfer.control_plane.gateway.series import ModelSeries, ReplicaSeries, tell_models, tell_replicas
 from deepinfer.control_plane.router.replicas import Replicas
 
-CLIENT_GONE = 499
-"""The status counted when the client hung up first; nobody saw it."""
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+if TYPE_CHECKING:
+    from deepinfer.control_plane.gateway.spans import Spans
+
+CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+_FEW = 64
 
 
 class Metrics:
-    """Made once a process; children are kept, because looking one up by its labels costs more than counting."""
+    """Made once a process. `ejected_now` tells which replicas get no requests for now, for their failures."""
 
-    def __init__(self, replicas: Replicas) -> None:
-        self._registry = registry = CollectorRegistry()
-        requests = Counter(
-            "deepinfer_requests_total",
-            "Requests relayed to engines. An answer that broke off counts as 502, a client that left as 499.",
-            ("model", "path", "status"),
-            registry=registry,
-        )
-        seconds = Histogram(
-            "deepinfer_request_seconds", "Until the answer's end.", ("model",), buckets=_SECONDS, registry=registry
-        )
-        first_byte = Histogram(
-            "deepinfer_time_to_first_byte_seconds",
-            "Until the engine's first bytes.",
-            ("model",),
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        in_flight = Gauge("deepinfer_requests_in_flight", "Requests at engines now.", ("model",), registry=registry)
-        self.disconnects = Counter(
-            "deepinfer_client_disconnects_total", "Clients that hung up before their answer's end.", registry=registry
-        )
-        self.requests = cache(requests.labels)
-        self.seconds = cache(seconds.labels)
-        self.first_byte = cache(first_byte.labels)
-        self.in_flight = cache(in_flight.labels)
-        registry.register(_ReplicaStates(replicas))
-        ProcessCollector(registry=registry)
+    def __init__(self, replicas: Replicas, access_log: AccessLog | None = None, spans: Spans | None = None) -> None:
+        self.access_log = access_log
+        self.spans = spans
+        self.ejected_now: Callable[[], Iterable[str]] = tuple
+        self._of_fleet = replicas
+        self._models: dict[str, ModelSeries] = {}
+        self._replicas: dict[tuple[str, str], ReplicaSeries] = {}  # by model and placement
+        self._ejections: Counter[str] = Counter()
+        self._enough = _FEW
+        self._process = CollectorRegistry()
+        ProcessCollector(registry=self._process)
 
-    def measure(self, path: str) -> Measured:
-        return Measured(self, path)
+    def measure(self, path: str, request_id: bytes, scope: Scope) -> Measured:
+        """`path` is a label: one of a bounded set."""
+        return Measured(self, path, request_id, scope)
+
+    def model(self, name: str) -> ModelSeries:
+        """Of a known model, or of ""."""
+        series = self._models.get(name)
+        if series is None:
+            self._make_room()
+            series = self._models[name] = ModelSeries(name)
+        return series
+
+    def replica(self, model: str, placement: str) -> ReplicaSeries:
+        series = self._replicas.get((model, placement))
+        if series is None:
+            self._make_room()
+            series = self._replicas[model, placement] = ReplicaSeries(model, placement)
+        return series
+
+    def ejected(self, placement: str) -> None:
+        self._ejections[placement] += 1
 
     def page(self) -> Reply:
-        return Reply(200, generate_latest(self._registry), content_type=CONTENT_TYPE_LATEST.encode())
-
-
-class Measured:
-    """One request, counted when its block ends."""
-
-    __slots__ = ("_flying", "_metrics", "_model", "_path", "_started", "status")
-
-    def __init__(self, metrics: Metrics, path: str) -> None:
-        self.status = CLIENT_GONE
-        self._metrics = metrics
-        self._model = ""
-        self._path = path
-        self._flying: Gauge | None = None
-
-    def __enter__(self) -> Measured:
-        self._started = perf_counter()
-        return self
-
-    def goes_to(self, model: str) -> None:
-        """The model is known here, so it may be a label."""
-        self._model = model
-        self._flying = self._metrics.in_flight(model)
-        self._flying.inc()
-
-    def first_byte(self) -> None:
-        self._metrics.first_byte(self._model).observe(perf_counter() - self._started)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        metrics, model = self._metrics, self._model
-        if self._flying is not None:
-            self._flying.dec()
-        metrics.requests(model, self._path, self.status).inc()
-        metrics.seconds(model).observe(perf_counter() - self._started)
-        if self.status == CLIENT_GONE:
-            metrics.disconnects.inc()
-
-
-class _ReplicaStates(Collector):
-    """Asked when scraped, so it can never be stale."""
-
-    def __init__(self, replicas: Replicas) -> None:
-        self._replicas = replicas
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        family = GaugeMetricFamily(
-            "deepinfer_replicas", "Replicas as this router sees them.", labels=("model", "state")
+        self._forget_gone()
+        page = Page()
+        tell_models(page, self._models.values())
+        tell_replicas(page, self._replicas.values())
+        page.counter(
+            "deepinfer_ejections_total",
+            "How often a replica was given no requests for a while, for its failures.",
+            ((labelled(replica=placement), count) for placement, count in self._ejections.items()),
         )
-        for (deployment, state), count in self._replicas.counts().items():
-            family.add_metric((deployment, state), count)
-        yield family
+        page.gauge(
+            "deepinfer_replicas_ejected",
+            "Replicas that are given no requests now, for their failures.",
+            ((labelled(replica=placement), 1) for placement in self.ejected_now()),
+        )
+        page.gauge(
+            "deepinfer_replicas",
+            "Replicas as this router sees them.",
+            (
+                (labelled(model_name=deployment, state=state), count)
+                for (deployment, state), count in self._of_fleet.counts().items()
+            ),
+        )
+        return Reply(200, page.encoded() + generate_latest(self._process), content_type=CONTENT_TYPE)
+
+    def _make_room(self) -> None:
+        """Also where nobody ever asks for the page."""
+        if len(self._models) + len(self._replicas) >= self._enough:
+            self._forget_gone()
+            self._enough = _FEW + 2 * (len(self._models) + len(self._replicas))
+
+    def _forget_gone(self) -> None:
+        placed = self._of_fleet.placed()
+        for name in [name for name in self._models if name and not self._of_fleet.knows(name)]:
+            del self._models[name]
+        for model, placement in [key for key in self._replicas if key[1] not in placed]:
+            del self._replicas[model, placement]
+        for placement in self._ejections.keys() - placed:
+            del self._ejections[placement]

@@ -21,11 +21,12 @@ from deepinfer.control_plane.gateway.client_stream import ClientStream
 from deepinfer.control_plane.gateway.error_reply import error_event, error_reply
 from deepinfer.control_plane.gateway.event_errors import EventErrors
 from deepinfer.control_plane.gateway.hang_up import WhileClientListens
-from deepinfer.control_plane.gateway.metrics import Measured, Metrics
+from deepinfer.control_plane.gateway.measured import Measured
+from deepinfer.control_plane.gateway.metrics import Metrics
 from deepinfer.control_plane.gateway.model_queue import urgency
 from deepinfer.control_plane.gateway.openai_models import nobody_for
 from deepinfer.control_plane.management.same_origin import refuse_foreign_pages
-from deepinfer.control_plane.openai_errors import QUEUE_POSITION, QUEUE_SECONDS
+from deepinfer.control_plane.openai_errors import QUEUE_POSITION, QUEUE_SECONDS, code_of
 from deepinfer.control_plane.router.replicas import Replicas
 from deepinfer.engine_shim.frames import HOP_BY_HOP
 from deepinfer.fleet.errors import DeepinferError, EngineFailed
@@ -76,7 +77,7 @@ class Relay:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
         our_id = request_id(scope)
-        with self._metrics.measure(path if path in RELAYED_PATHS else "other") as measured:
+        with self._metrics.measure(path if path in RELAYED_PATHS else "other", our_id, scope) as measured:
             try:
                 if path not in RELAYED_PATHS:  # it may be about the engine itself, such as emptying its cache
                     refuse_foreign_pages(scope["method"], dict(scope["headers"]))
@@ -84,7 +85,7 @@ class Relay:
                 if self._replicas.knows(request.model):
                     measured.goes_to(request.model)
                 async with WhileClientListens(receive):
-                    await self._relay(request, send, our_id, measured)
+                    await self._relay(request, send, measured)
             except ClientGone:
                 return
             except AnswerBrokenOff:
@@ -92,20 +93,19 @@ class Relay:
                 raise
             except DeepinferError as error:
                 reply = error_reply(error, ((b"x-request-id", our_id),))
-                measured.status = reply.status
+                measured.refused(reply.status, code_of(error))
                 await reply.send(send)
 
-    async def _relay(self, request: ModelRequest, send: Send, our_id: bytes, measured: Measured) -> None:
+    async def _relay(self, request: ModelRequest, send: Send, measured: Measured) -> None:
         asked = self._asked(request)
-        turn = await self._admission.turn(asked)
+        turn = await self._admission.turn(asked, measured)
         drain, began, took = self._admission.traffic(asked.model).drain, self._now(), None
         drain.began(asked.work)
         try:
-            begun = await self._attempts.begin(asked, request.call, turn.loan)
+            begun = await self._attempts.begin(asked, request.call, turn.loan, measured)
             try:
-                measured.first_byte()
-                own = ((b"x-request-id", our_id), *_queue_headers(turn))
-                measured.status = await _pass_on(begun, request.call.path, send, own)
+                measured.first_byte(begun.opened.errors is not None)
+                measured.status = await _pass_on(begun, send, measured, _queue_headers(turn))
                 took = self._now() - began if measured.status < 400 else None
             finally:
                 begun.opened.answer.cancel()  # nothing, if the answer is whole
@@ -128,15 +128,15 @@ def _queue_headers(turn: Turn) -> Headers:
     return ((QUEUE_POSITION.encode(), b"%d" % turn.position), (QUEUE_SECONDS.encode(), b"%.3f" % turn.waited))
 
 
-async def _pass_on(begun: Begun, path: str, send: Send, own: Headers) -> int:
+async def _pass_on(begun: Begun, send: Send, measured: Measured, more: Headers) -> int:
     """The status to count."""
     opened, answer = begun.opened, begun.opened.answer
     headers = [header for header in answer.headers if header[0] not in _NOT_SENT_BACK]
-    headers += own
+    headers += ((b"x-request-id", measured.request_id), *more)
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    client = ClientStream(send)
+    client = ClientStream(send, measured.streamed)
     if opened.errors is not None and client.is_chunked:
-        return await _pass_on_events(begun, opened.errors, path, client)
+        return await _pass_on_events(begun, opened.errors, measured.scope["path"], client)
     try:
         await _pass_on_body(opened, client)
     except EngineFailed as error:

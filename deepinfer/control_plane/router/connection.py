@@ -47,6 +47,8 @@ class Follower(Protocol):
 
     def eased(self) -> None: ...
 
+    def ejects(self, placement: str) -> None: ...
+
 
 class Connection:
     """Owned by `Replicas`, which runs `run` as a task and ends it with `retire`."""
@@ -114,14 +116,22 @@ class Connection:
     def failed(self) -> None:
         """One request did."""
         if self.health.failed(self.now()):
-            log.warning("%s is left out for a while: it fails the requests it gets", self.route.placement)
+            self._ejected("it fails the requests it gets")
 
     def slowed(self) -> None:
         """It has become much slower than its peers."""
         now = self.now()
         if self.health.standing(now) is Standing.TRUSTED:
             self.health.eject(now)
-            log.warning("%s is left out for a while: it slowed down, and its peers did not", self.route.placement)
+            self._ejected("it slowed down, and its peers did not")
+
+    @property
+    def is_ejected(self) -> bool:
+        return self.health.standing(self.now()) is not Standing.TRUSTED
+
+    def _ejected(self, why: str) -> None:
+        log.warning("%s is left out for a while: %s", self.route.placement, why)
+        self._follower.ejects(self.route.placement)
 
     def wake(self) -> None:
         """There is news of this replica: do not wait longer to try again."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -28,6 +28,10 @@ def nobody_listens() -> None:
     """What nobody waits for."""
 
 
+def nobody_counts(placement: str) -> None:
+    """What nobody counts."""
+
+
 @dataclass(frozen=True, slots=True)
 class ServedModel:
     """A name that a request's "model" may use."""
@@ -45,6 +49,7 @@ class Replicas:
         self.has_view = False  # of the store, once at least
         self.when_turned: Callable[[], None] = nobody_listens  # called when an engine becomes ready or is so no longer
         self.when_eased: Callable[[], None] = nobody_listens  # called when there may be room where there was none
+        self.when_ejected: Callable[[str], None] = nobody_counts  # called with a replica that is left out from now on
         self._fleet = Snapshot()
         self._deployments: dict[str, list[Deployment]] = {}
         self._connections: dict[str, Connection] = {}  # by placement id: one epoch at a time
@@ -91,6 +96,10 @@ class Replicas:
         ready = [connection.candidate() for connection in self._by_name.get(model, ())]
         return tuple([candidate for candidate in ready if candidate is not None])
 
+    def ejected(self) -> Iterator[str]:
+        """Replicas that are left out for now."""
+        return (placement for placement, connection in self._connections.items() if connection.is_ejected)
+
     def roomy(self, candidates: Sequence[Candidate], work: float) -> Sequence[Candidate]:
         """Those of them where so many tokens of work would not wait."""
         return [c for c in candidates if self._connections[c.placement].has_room(work)]
@@ -113,6 +122,10 @@ class Replicas:
         """There may be room where there was none."""
         self.when_eased()
 
+    def ejects(self, placement: str) -> None:
+        """It failed, or slowed down."""
+        self.when_ejected(placement)
+
     def paced(self, connection: Connection) -> None:
         """An engine told how fast it makes tokens."""
         peers = {peer for name in connection.route.names for peer in self._by_name.get(name, ())}
@@ -122,6 +135,10 @@ class Replicas:
     def knows(self, model: str) -> bool:
         """Whether anything is deployed under that name, ready or not."""
         return model in self._deployments or model in self._by_name or keys.deployment(model) in self._fleet.unreadable
+
+    def placed(self) -> frozenset[str]:
+        """The id of every placement there is."""
+        return frozenset(placement.id for placement in self._fleet.placements)
 
     def models(self) -> tuple[ServedModel, ...]:
         """Every name deployed, ready or not, the oldest first; and what their engines serve besides."""

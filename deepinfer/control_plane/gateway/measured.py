@@ -1,0 +1,208 @@
+"""One request on its way through the gateway: what becomes of it, for the metrics, the access log and its trace.
+
+The relay tells each step as it happens; nothing is summed up before the end. `streamed` is on the way of every token.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal
+
+from deepinfer.control_plane.gateway.asgi import Scope
+from deepinfer.control_plane.gateway.series import ReplicaSeries
+from deepinfer.control_plane.gateway.usage import Tokens, end_of, finished_reason, tokens_told
+from deepinfer.control_plane.openai_errors import CLIENT_GONE
+from deepinfer.engine_shim.frames import EngineCall
+
+if TYPE_CHECKING:
+    from deepinfer.control_plane.gateway.metrics import Metrics
+
+Failure = Literal["connect", "status", "broken", "timeout"]
+"""What an attempt can fail of."""
+
+
+class Measured:
+    """Counted when its block ends."""
+
+    __slots__ = (
+        "_before",
+        "_counted",
+        "_earlier",
+        "_end",
+        "_failure",
+        "_flying",
+        "_last",
+        "_metrics",
+        "_path",
+        "_spans",
+        "_streams",
+        "_waits",
+        "attempts",
+        "bytes",
+        "finished",
+        "first_seconds",
+        "is_continued",
+        "key_name",
+        "model",
+        "pieces",
+        "queue_seconds",
+        "reason",
+        "replica",
+        "request_id",
+        "scope",
+        "seconds",
+        "started",
+        "status",
+        "tokens",
+    )
+
+    def __init__(self, metrics: Metrics, path: str, request_id: bytes, scope: Scope) -> None:
+        self.request_id = request_id
+        self.scope = scope
+        self.status = CLIENT_GONE
+        self.reason = ""  # why it was refused
+        self.key_name = self.model = self.replica = self.finished = ""
+        self.attempts = self.pieces = self.bytes = 0
+        self.queue_seconds = self.first_seconds = 0.0
+        self.is_continued = False
+        self._metrics = metrics
+        self._counted = metrics.model("")
+        self._path = path
+        self._earlier = self._before = self._last = b""
+        self._failure: Failure = "broken"
+        self._flying: ReplicaSeries | None = None
+        self._streams = self._waits = False
+        self._spans = None if metrics.spans is None else metrics.spans.begin(scope, path)
+
+    def __enter__(self) -> Measured:
+        self.started = perf_counter()
+        return self
+
+    def called_by(self, key_name: str) -> None:
+        """Whose key it was; "" is nobody's."""
+        self.key_name = key_name
+
+    def goes_to(self, model: str) -> None:
+        """The model is known here, so it may be a label."""
+        self.model = model
+        self._counted = self._metrics.model(model)
+
+    def queued(self, position: int) -> None:
+        self._counted.waiting += 1
+        self._waits = True
+        if self._spans is not None:
+            self._spans.queued(position)
+
+    def admitted(self, waited_seconds: float) -> None:
+        """Of every request that a replica is going to be chosen for, whether it had to wait or not."""
+        self._stop_waiting()
+        self.queue_seconds = waited_seconds
+        self._counted.queue.observe(waited_seconds)
+        if self._spans is not None:
+            self._spans.admitted()
+
+    def sent_to(self, placement: str) -> None:
+        """An attempt begins, and one that went before is over."""
+        if self.attempts:
+            self._counted.retries[self._failure] += 1
+        self._land()
+        self.attempts += 1
+        self.replica = placement
+        self._flying = self._metrics.replica(self.model, placement)
+        self._flying.running += 1
+        if self._spans is not None:
+            self._spans.sent_to(placement, self.model)
+
+    def traced(self, call: EngineCall) -> EngineCall:
+        """What this attempt's engine gets: with our place in the trace, if there is one; else as it came."""
+        return call if self._spans is None else self._spans.carried_by(call)
+
+    def failed(self, reason: Failure) -> None:
+        """The attempt did."""
+        self._failure = reason
+        if self._spans is not None:
+            self._spans.failed(reason)
+
+    def refused(self, status: int, reason: str) -> None:
+        """It got an error of ours, under one of a bounded set of codes."""
+        self.status, self.reason = status, reason
+
+    def first_byte(self, streams: bool) -> None:
+        """Only a stream's first bytes are its first token."""
+        self.first_seconds = perf_counter() - self.started
+        self._streams = streams
+
+    def streamed(self, piece: bytes) -> None:
+        """A piece went to the client; three are kept for what they say of the whole."""
+        self.pieces += 1
+        self.bytes += len(piece)
+        self._earlier = self._before
+        self._before = self._last
+        self._last = piece
+
+    def continued(self) -> None:
+        """What another replica had begun goes on."""
+        self.is_continued = True
+        self._counted.continued += 1
+        if self._spans is not None:
+            self._spans.continued()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.seconds = perf_counter() - self.started
+        if isinstance(error, Exception) and self.status == CLIENT_GONE:
+            self.status = 500  # which the server says for what nobody foresaw
+        self._stop_waiting()
+        replica = self._flying
+        self._land()
+        self._end = end_of(self._earlier, self._before, self._last)
+        told = tokens_told(self._end)
+        made = max(self.pieces - 1, 0) if self._streams else 0  # one is [DONE]
+        self.tokens = Tokens(0, made) if told is None else told
+        self._count_model()
+        if replica is not None:
+            self._count_replica(replica)
+        if self._metrics.access_log is not None:
+            self._metrics.access_log.add(self)
+        if self._spans is not None:
+            self._spans.end(self)
+
+    def _count_model(self) -> None:
+        model = self._counted
+        model.requests[self._path, self.status] += 1
+        model.latency.observe(self.seconds)
+        if self.status == CLIENT_GONE:
+            model.disconnects += 1
+        elif self.status >= 400 and not self.attempts:
+            model.rejected[self.reason or str(self.status)] += 1
+
+    def _count_replica(self, replica: ReplicaSeries) -> None:
+        replica.prompt_tokens += self.tokens.prompt
+        replica.generation_tokens += self.tokens.completion
+        if self._streams:
+            replica.first_token.observe(self.first_seconds)
+            gaps = self.tokens.completion - 1
+            if gaps > 0:
+                mean = (self.seconds - self.first_seconds) / gaps
+                replica.between_tokens.observe(mean, gaps)
+                self._counted.token.observe(mean)
+        if self.status < 400:
+            self.finished = finished_reason(self._end)
+        elif self.status == CLIENT_GONE:
+            self.finished = "abort"
+        elif self.status >= 500:
+            self.finished = "error"
+        if self.finished:
+            replica.finished[self.finished] += 1
+
+    def _stop_waiting(self) -> None:
+        if self._waits:
+            self._waits = False
+            self._counted.waiting -= 1
+
+    def _land(self) -> None:
+        if self._flying is not None:
+            self._flying.running -= 1
+            self._flying = None

@@ -1,0 +1,53 @@
+"""What the end of an answer says of itself: how many tokens it took and made, and why it ended. Pure.
+
+Only the last bytes are looked at, once, and nothing is decoded. Text of a model or a client cannot be taken for it: it
+stands in JSON strings, where every quote has a backslash before it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+END_BYTES = 64 << 10
+"""What stands further from the end than about this is not found."""
+_USAGE_BYTES = 1024
+_TOKENS = re.compile(rb'"(prompt|input|completion|output)_tokens"\s*:\s*(\d{1,12})')
+_REASON = re.compile(rb'"\s*:\s*"(\w{1,32})"')
+_FINISHED = {"length": "length", "max_tokens": "length", "content_filter": "other", "refusal": "other"}
+
+
+class Tokens(NamedTuple):
+    prompt: int
+    completion: int
+
+
+def end_of(earlier: bytes, before: bytes, last: bytes) -> bytes:
+    """Of an answer's last three pieces; in a stream these are why it ended, its usage, and [DONE]."""
+    return last if len(last) > END_BYTES else b"".join((earlier, before, last))[-END_BYTES:]
+
+
+def tokens_told(end: bytes) -> Tokens | None:
+    """By the last "usage": OpenAI's names or Anthropic's."""
+    at = end.rfind(b'"usage"')
+    if at < 0:
+        return None
+    told: dict[bytes, int] = {}
+    for name, number in _TOKENS.findall(end, at, at + _USAGE_BYTES):
+        told.setdefault(name, int(number))
+    if not told:
+        return None
+    prompt = told.get(b"prompt", told.get(b"input", 0))
+    return Tokens(prompt, told.get(b"completion", told.get(b"output", 0)))
+
+
+def finished_reason(end: bytes) -> str:
+    """In vLLM's words: "stop" also for a tool call, and for what knows no reason, as an embedding."""
+    for name in (b'"finish_reason', b'"stop_reason'):
+        at = end.rfind(name)
+        while at >= 0:
+            found = _REASON.match(end, at + len(name))
+            if found is not None:
+                return _FINISHED.get(found[1].decode(), "stop")
+            at = end.rfind(name, 0, at)  # "null": of a choice that goes on
+    return "stop"
