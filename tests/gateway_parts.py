@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 import httpx
 from fastapi import FastAPI
 
+from deepinfer.control_plane.access.key_ring import KeyRing
+from deepinfer.control_plane.access.web_pages import WebPages
 from deepinfer.control_plane.gateway.access_log import AccessLog
 from deepinfer.control_plane.gateway.admission import Admission, QueueLimits
 from deepinfer.control_plane.gateway.app import Gateway
+from deepinfer.control_plane.gateway.front_door import FrontDoor
 from deepinfer.control_plane.gateway.metrics import Metrics
 from deepinfer.control_plane.gateway.server import listening
 from deepinfer.control_plane.router.replicas import Replicas
@@ -72,12 +75,15 @@ async def running_gateway(
     limits: QueueLimits | None = None,
     access_log: AccessLog | None = None,
     spans: Spans | None = None,
+    keys: KeyRing | None = None,
+    pages: WebPages | None = None,
 ) -> AsyncIterator[RunningGateway]:
+    """Without `keys` none are required."""
     async with AsyncExitStack() as stack:
         replicas = await stack.enter_async_context(Replicas())
         metrics, admission = Metrics(replicas, access_log, spans), Admission(replicas, limits)
         gateway = Gateway(replicas, management(), metrics=metrics, admission=admission)
-        port = await stack.enter_async_context(listening(gateway, "127.0.0.1", 0))
+        port = await stack.enter_async_context(listening(FrontDoor(gateway, keys, pages), "127.0.0.1", 0))
         url = f"http://127.0.0.1:{port}"
         many = httpx.Limits(max_connections=None)
         async with httpx.AsyncClient(base_url=url, timeout=30, limits=many) as http:

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 
+from deepinfer.control_plane.gateway.front_door import FrontDoor
 from deepinfer.control_plane.gateway.server import listening
 from deepinfer.control_plane.management.app import management_app
 from deepinfer.control_plane.scheduler.foresight import with_agents_work
@@ -27,7 +28,7 @@ Answering = Callable[[], frozenset[tuple[str, int]] | None]
 async def serving(store: EtcdStore, answering: Answering = never_looked) -> AsyncIterator[httpx.AsyncClient]:
     async with (
         Mirror.following(store) as mirror,
-        listening(management_app(lambda: mirror, answering), "127.0.0.1", 0) as port,
+        listening(FrontDoor(management_app(lambda: mirror, answering)), "127.0.0.1", 0) as port,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
     ):
         yield client

@@ -18,6 +18,7 @@ from deepinfer.cli.events import events
 from deepinfer.cli.explain import explain
 from deepinfer.cli.failures import CommandError
 from deepinfer.cli.fleet import fleet
+from deepinfer.cli.keys import keys
 from deepinfer.cli.looking import describe, get, logs
 from deepinfer.cli.nodes import cordon, drain, node, uncordon
 from deepinfer.cli.processes import serve, worker
@@ -59,7 +60,7 @@ for command in (
     *(cordon, uncordon, drain, rebalance, backup, restore, version),
 ):
     app.command()(command)
-for name, group in {"rollout": rollout, "node": node, "engine": engine, "fleet": fleet}.items():
+for name, group in {"rollout": rollout, "node": node, "engine": engine, "fleet": fleet, "keys": keys}.items():
     app.add_typer(group, name=name)
 
 

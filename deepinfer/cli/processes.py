@@ -21,10 +21,18 @@ def serve(
     config: ConfigFile = None,
     host: Annotated[str | None, typer.Option(help="The address to listen on.  [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="The port; 0 lets the system choose.  [default: 8082]")] = None,
+    authentication: Annotated[
+        bool | None,
+        typer.Option(
+            "--with-authentication/--without-authentication",
+            help="Whether API keys are required.  [default: unless the address is loopback]",
+        ),
+    ] = None,
     etcd: Etcd = None,
 ) -> None:
     """Run the control plane: the OpenAI endpoint, the router, the scheduler and the management API."""
     flags = [*_flag("-c", config), *_flag("--host", host), *_flag("--port", port)]
+    flags += [] if authentication is None else [f"--{'with' if authentication else 'without'}-authentication"]
     _become(module_command(CONTROL_PLANE, *flags, *_etcd_flags(etcd)))
 
 

@@ -14,11 +14,12 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
+from deepinfer.cli.credentials import is_local, secret_for
 from deepinfer.cli.failures import CommandError, InvalidInput, NotFound, OperationFailed, ServerNotReachable
 from deepinfer.cli.views import View
+from deepinfer.fleet.api_key import VARIABLE
 
 Query = Mapping[str, str] | None
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _PATIENT = httpx.Timeout(10, read=None)  # an answer may take as long as the model needs
 
 
@@ -27,9 +28,12 @@ class Server:
 
     def __init__(self, address: str, *, timeout: float = 30) -> None:
         self.url = _url(address)
-        local = urlsplit(self.url).hostname in _LOOPBACK  # a proxy from the environment cannot reach our own loopback
+        local = is_local(
+            urlsplit(self.url).hostname or ""
+        )  # a proxy from the environment cannot reach our own loopback
         self.stale_since = ""  # as the last answer said: the server could not tell anything newer
-        self._http = httpx.Client(base_url=self.url, timeout=httpx.Timeout(timeout, connect=5), trust_env=not local)
+        timeouts = httpx.Timeout(timeout, connect=5)
+        self._http = httpx.Client(base_url=self.url, timeout=timeouts, trust_env=not local, auth=self._signed)
 
     def __enter__(self) -> Server:
         return self
@@ -115,6 +119,15 @@ class Server:
         query = {"limit": str(limit), **({} if about is None else {"about": about})}
         return _listed(self._ask("GET", "/v1/events", None, query))
 
+    def keys(self) -> list[View]:
+        return _listed(self._ask("GET", "/v1/api_keys"))
+
+    def create_key(self, fields: View) -> View:
+        return _object(self._ask("POST", "/v1/api_keys", fields))
+
+    def revoke_key(self, key_id: str) -> View:
+        return _object(self._ask("DELETE", _path("api_keys", key_id)))
+
     def logs(self, replica: str, *, tail: int | None, follow: bool, previous: bool) -> Iterator[str]:
         """The text in pieces as it comes; with `follow` it ends when the replica does."""
         wanted: dict[str, str | int] = {"follow": _flag(follow), "previous": _flag(previous)}
@@ -135,6 +148,13 @@ class Server:
                     return
                 yield _delta(data)
         raise OperationFailed("The answer broke off before its end; ask again, or see `deepinfer get replicas`.")
+
+    def _signed(self, request: httpx.Request) -> httpx.Request:
+        """Looked up each time: the server's own token is another one after it was started again."""
+        secret = secret_for(self.url)
+        if secret is not None:
+            request.headers["authorization"] = f"Bearer {secret}"
+        return request
 
     def _ask(self, method: str, path: str, body: View | None = None, query: Query = None) -> Any:
         with self._failures():
@@ -179,6 +199,8 @@ class Server:
         except (ValueError, KeyError, TypeError):
             return self._stranger() if response.status_code < 500 else OperationFailed(_fault(self.url, response))
         match response.status_code:
+            case 401:
+                return OperationFailed(f"{message} The command line takes it from {VARIABLE}.")
             case 404:
                 return NotFound(message)
             case 400 | 413 | 422:

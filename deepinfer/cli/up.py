@@ -31,4 +31,5 @@ def up(
     except InvalidConfig as error:
         raise InvalidInput(str(error)) from error
     spec = {"model": model, "engine": engine, "device": device}
-    asyncio.run(run(Plan(model, spec, serve.host, port or serve.port or 8082, config)))
+    plan = Plan(model, spec, serve.host, port or serve.port or 8082, config, serve.requires_keys)
+    asyncio.run(run(plan))

@@ -22,6 +22,7 @@ class Plan:
     host: str
     port: int
     config: str | None
+    keyed: bool = False  # API keys are required
 
     @property
     def deployment(self) -> str:
@@ -38,7 +39,10 @@ def welcome(plan: Plan, seconds: float) -> str:
     chat = [_this_command(), "chat", plan.deployment]
     if plan.url != DEFAULT_SERVER:
         chat += ["--server", plan.url]
-    curl = f"curl {plan.url}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
+    headers = "-H 'Content-Type: application/json'"
+    if plan.keyed:
+        headers += ' -H "Authorization: Bearer $DEEPINFER_API_KEY"'
+    curl = f"curl {plan.url}/v1/chat/completions {headers} -d {shlex.quote(json.dumps(body))}"
     return (
         f"{plan.deployment} is ready after {seconds:.1f} s. The OpenAI endpoint is {plan.url}/v1\n\n"
         f"  {curl}\n\n"

@@ -9,34 +9,39 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import ipaddress
 import logging
 import math
 import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from deepinfer.control_plane.access.key_ring import KeyRing
+from deepinfer.control_plane.access.openness import check_openness
 from deepinfer.control_plane.gateway.access_log import access_log
 from deepinfer.control_plane.gateway.admission import Admission, QueueLimits
 from deepinfer.control_plane.gateway.app import Gateway
+from deepinfer.control_plane.gateway.front_door import front_door
 from deepinfer.control_plane.gateway.metrics import Metrics
 from deepinfer.control_plane.gateway.server import listening
 from deepinfer.control_plane.gateway.tracing import tracing
+from deepinfer.control_plane.limits.ledger import Ledger
 from deepinfer.control_plane.management.app import management_app
 from deepinfer.control_plane.router.replicas import Replicas
 from deepinfer.control_plane.scheduler.event_log import EventLog
 from deepinfer.control_plane.scheduler.scheduler import Scheduler, Surroundings
 from deepinfer.etcd.backoff import Backoff
+from deepinfer.fleet.admin_token import offered
+from deepinfer.fleet.api_key import new_secret
 from deepinfer.fleet.config import Config, EtcdConfig, InvalidConfig, at_endpoints, load_config
 from deepinfer.fleet.convergence import keep_converging
 from deepinfer.fleet.embedded_etcd import embedded_etcd
 from deepinfer.fleet.entry import run_process
-from deepinfer.fleet.errors import NotBuiltYet, StoreUnavailable
+from deepinfer.fleet.errors import StoreUnavailable
 from deepinfer.fleet.etcd_version import version_warning
 from deepinfer.fleet.identity import FleetIdentity, founded
 from deepinfer.fleet.leadership import Leadership, lead
@@ -69,18 +74,22 @@ class Connection:
 async def run(config: Config) -> None:
     """Until a signal ends it."""
     gc.set_threshold(*GARBAGE_THRESHOLDS)
-    _refuse_open_hosts(config.serve.host)
+    check_openness(config.serve)
+    token = new_secret()
+    keys = KeyRing(token)
     asked_to_stop = _stop_signal()
     connection = Connection()
     serve = config.serve
     async with access_log(serve.access_log) as lines, tracing(serve.tracing) as spans, Replicas() as replicas:
-        metrics = Metrics(replicas, lines, spans)
+        metrics, ledger = Metrics(replicas, lines, spans), Ledger()
         admission = Admission(replicas, QueueLimits(serve.queue_seconds, serve.queue_requests))
         management = management_app(connection, replicas.answering)
-        gateway = Gateway(replicas, management, metrics=metrics, admission=admission)
-        async with listening(gateway, config.serve.host, config.serve.port) as port:
+        gateway = Gateway(replicas, management, metrics=metrics, admission=admission, ledger=ledger)
+        door = front_door(gateway, keys, serve)
+        async with listening(door, config.serve.host, config.serve.port) as port:
             ready_line = f"deepinfer serve: ready at {_url(config.serve.host, port)}"
-            await _run_until(asked_to_stop, _run_fleet(config, connection, replicas, ready_line))
+            with offered(token, port) if config.serve.requires_keys else nullcontext():
+                await _run_until(asked_to_stop, _run_fleet(config, connection, replicas, keys, ready_line))
 
 
 async def _run_until(asked: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
@@ -90,7 +99,9 @@ async def _run_until(asked: asyncio.Event, work: Coroutine[Any, Any, None]) -> N
         working.cancel()
 
 
-async def _run_fleet(config: Config, connection: Connection, replicas: Replicas, ready_line: str) -> None:
+async def _run_fleet(
+    config: Config, connection: Connection, replicas: Replicas, keys: KeyRing, ready_line: str
+) -> None:
     """Route by what the store says, and lead the fleet if nobody else does. Never returns."""
     name = f"{socket.gethostname()}-{os.getpid()}"
     async with _connected(config.etcd) as store:
@@ -100,7 +111,7 @@ async def _run_fleet(config: Config, connection: Connection, replicas: Replicas,
             surroundings = Surroundings(replicas.answering, config.serve.node_grace_seconds, EventLog(store))
             news = mirror.listener()
             replicas.when_turned = news.set
-            route = partial(_route, mirror, replicas, ready_line)
+            route = partial(_route, mirror, replicas, keys, ready_line)
             schedule = partial(_schedule, mirror, news, surroundings)
             tasks.create_task(keep_converging(route, mirror.listener(), rest_seconds=ROUTER_REST_SECONDS))
             tasks.create_task(_lead(mirror, name, schedule))
@@ -117,8 +128,9 @@ async def _fleet_of(store: EtcdStore) -> FleetIdentity:
         await backoff.pause()
 
 
-async def _route(mirror: Mirror, replicas: Replicas, ready_line: str) -> None:
+async def _route(mirror: Mirror, replicas: Replicas, keys: KeyRing, ready_line: str) -> None:
     fleet = await mirror.latest()
+    keys.update(fleet)
     is_first = not replicas.has_view
     replicas.update(fleet)
     if is_first:
@@ -193,18 +205,6 @@ def _stop_signal() -> asyncio.Event:
     return asked
 
 
-def _refuse_open_hosts(host: str) -> None:
-    try:
-        is_loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        is_loopback = False
-    if not is_loopback:
-        raise NotBuiltYet(
-            f"serve cannot listen on {host}: authentication is not built yet, so only this machine may reach it; "
-            "use --host 127.0.0.1."
-        )
-
-
 def _url(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -218,8 +218,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m deepinfer.control_plane", description="Run the control plane.")
     parser.add_argument("-c", "--config", type=Path, help="a TOML file; configs/default.toml shows every key")
-    parser.add_argument("--host", help="the address to listen on; loopback only in this version")
+    parser.add_argument("--host", help="the address to listen on; API keys are required unless it is loopback")
     parser.add_argument("--port", type=int, help="0 lets the system choose")
+    for flag, value in (("--with-authentication", "required"), ("--without-authentication", "off")):
+        parser.add_argument(flag, dest="authentication", action="store_const", const=value)
     parser.add_argument("--etcd", nargs="+", metavar="HOST:PORT", help="where the fleet's store is")
     return parser
 
@@ -228,7 +230,8 @@ def _config(given: argparse.Namespace) -> Config:
     config = load_config(given.config)
     if given.port is not None and not 0 <= given.port <= 65535:
         raise InvalidConfig(f"--port {given.port} is no port; use 0 to 65535.")
-    asked = {name: value for name, value in (("host", given.host), ("port", given.port)) if value is not None}
+    flags = {"host": given.host, "port": given.port, "authentication": given.authentication}
+    asked = {name: value for name, value in flags.items() if value is not None}
     etcd = at_endpoints(config.etcd, given.etcd)
     access_of(etcd)  # a file that cannot be read ends the start
     return config.model_copy(update={"serve": config.serve.model_copy(update=asked), "etcd": etcd})

@@ -27,7 +27,31 @@ class MethodNotAllowed(errors.InvalidRequest):
 
 
 class ForeignOrigin(errors.DeepinferError):
-    """A web page of another origin may not change the fleet."""
+    """A web page of another origin may not use this server."""
+
+
+class InvalidHost(errors.InvalidRequest):
+    """The Host header names no host."""
+
+
+class InvalidApiKey(errors.DeepinferError):
+    """This API key opens nothing here."""
+
+
+class AdminOnly(errors.DeepinferError):
+    """This path wants an admin's API key."""
+
+
+class ModelNotAllowed(errors.DeepinferError):
+    """This API key may not use that model."""
+
+
+class ApiKeyNotFound(errors.DeepinferError):
+    """There is no such API key; `deepinfer keys list` lists them."""
+
+
+class ApiKeyExists(errors.DeepinferError):
+    """An API key of that name exists already; revoke it first, or take another name."""
 
 
 class Overloaded(errors.DeepinferError):
@@ -85,6 +109,12 @@ TOLD: dict[type[errors.DeepinferError], Told] = {
     ForeignOrigin: Told(403, "permission_error", "foreign_origin"),
     Overloaded: Told(429, "rate_limit_error", "model_overloaded"),
     RateLimited: Told(429, "rate_limit_error", "rate_limit_exceeded"),
+    InvalidHost: Told(400, "invalid_request_error", "invalid_host"),
+    InvalidApiKey: Told(401, "invalid_request_error", "invalid_api_key"),
+    AdminOnly: Told(403, "permission_error", "admin_only"),
+    ModelNotAllowed: Told(403, "permission_error", "model_not_allowed"),
+    ApiKeyNotFound: Told(404, "invalid_request_error", "api_key_not_found"),
+    ApiKeyExists: Told(409, "conflict", "api_key_exists"),
     NodeNotConnected: Told(503, "service_unavailable", "node_not_connected"),
     UnreadableDeployment: Told(409, "conflict", "deployment_unreadable"),
     RevisionNotFound: Told(404, "invalid_request_error", "revision_not_found"),
@@ -119,7 +149,7 @@ def code_of(error: errors.DeepinferError) -> str:
 
 def error_body(error: errors.DeepinferError) -> dict[str, Any]:
     """OpenAI's error object for a failure of ours."""
-    param = "model" if isinstance(error, errors.ModelNotServed) else getattr(error, "param", None)
+    param = "model" if isinstance(error, errors.ModelNotServed | ModelNotAllowed) else getattr(error, "param", None)
     return error_object(str(error), told(error), param)
 
 
@@ -129,11 +159,13 @@ def error_object(message: str, kind: Told, param: str | None = None) -> dict[str
 
 
 def error_headers(error: errors.DeepinferError) -> dict[str, str]:
-    """Which method is allowed; when to come again."""
+    """Which method is allowed; how to show a key; when to come again."""
     if isinstance(error, MethodNotAllowed):
         return {"allow": error.allowed}
     if isinstance(error, RateLimited):
         return {"retry-after": str(error.retry_seconds)}
     if isinstance(error, Overloaded):
         return {"retry-after": str(error.retry_seconds), QUEUE_POSITION: str(error.position)}
+    if isinstance(error, InvalidApiKey):
+        return {"www-authenticate": "Bearer"}
     return {"retry-after": str(RETRY_AFTER_SECONDS)} if told(error).status == 503 else {}

@@ -6,12 +6,13 @@ import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from deepinfer.etcd.access import address_of
 from deepinfer.fleet.errors import DeepinferError
+from deepinfer.fleet.loopback import is_loopback
 from deepinfer.fleet.places import data_dir
 from deepinfer.fleet.resource import LabelKey, LabelValue, Resource
 
@@ -32,6 +33,13 @@ def _namespace(text: str) -> str:
         raise ValueError(f'"{text}" is no namespace; write it like /team-a')
     if "deepinfer" in segments:
         raise ValueError(f'"{text}" lies among another fleet\'s keys; leave "deepinfer" out, it is added')
+    return text
+
+
+def _origin(text: str) -> str:
+    """As browsers send it."""
+    if text != "*" and not re.fullmatch(r"https?://[a-z0-9.\[\]:-]+", text):
+        raise ValueError(f'"{text}" is no origin; write it in lower case, like https://chat.example.org')
     return text
 
 
@@ -80,6 +88,12 @@ class ServeConfig(Resource):
     tracing: bool = False  # OpenTelemetry's; also on where its own variables name an endpoint
     queue_seconds: float = Field(default=30, ge=0)  # who would wait longer for an engine is refused at once
     queue_requests: int = Field(default=4096, ge=0)  # that wait at most, of a model
+    authentication: Literal["auto", "required", "off"] = "auto"  # auto: API keys are required unless host is loopback
+    cors_origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = ()  # whose web pages may use this server
+
+    @property
+    def requires_keys(self) -> bool:
+        return self.authentication == "required" or (self.authentication == "auto" and not is_loopback(self.host))
 
 
 class WorkerConfig(Resource):

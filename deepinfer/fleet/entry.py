@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import uvloop
 
+from deepinfer.fleet.api_key import VARIABLE
 from deepinfer.fleet.config import InvalidConfig
 from deepinfer.fleet.errors import DeepinferError
 
@@ -18,6 +20,7 @@ def run_process(main: Callable[[], Coroutine[Any, Any, None]]) -> int:
     """The process's exit status: 0 when `main` ended, 1 after an error that is told in one sentence, 2 if
     what it was told to do is wrong."""
     _log_to_stderr()
+    os.environ.pop(VARIABLE, None)  # the user's, for the command line: no engine that is started here inherits it
     exit_status = 0
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -14,6 +14,7 @@ ROLLOUTS = f"{FLEET}rollouts/"
 CONDITIONS = f"{FLEET}conditions/"
 ABSENCES = f"{FLEET}absences/"
 MOVES = f"{FLEET}moves/"
+API_KEYS = f"{FLEET}api_keys/"
 EVENTS = "/deepinfer-events/"
 """Beside the fleet: who follows the fleet is not woken by what is only told to people."""
 USAGE = "/deepinfer-usage/"
@@ -97,6 +98,11 @@ def move(placement_id: str) -> str:
 def usage(gateway: str) -> str:
     """Written by the gateway, under its lease: what limited API keys have used there."""
     return f"{USAGE}{gateway}"
+
+
+def api_key(key_id: str) -> str:
+    """Written by the management API."""
+    return f"{API_KEYS}{key_id}"
 
 
 def event(about: str, identifier: str) -> str:

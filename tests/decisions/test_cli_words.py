@@ -225,6 +225,8 @@ def test_the_welcome_tells_addresses_that_work_from_here(host: str, port: int, u
     told = welcome(Plan("smollm2", {}, host, port, None), 1.0)
     assert f"curl {url}/v1/chat/completions" in told
     assert chat in told
+    assert "Authorization" not in told
+    assert "Bearer $DEEPINFER_API_KEY" in welcome(Plan("smollm2", {}, host, port, None, keyed=True), 1.0)
 
 
 @pytest.mark.parametrize(

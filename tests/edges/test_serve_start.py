@@ -59,8 +59,6 @@ def test_a_port_in_use_is_named_with_the_next_step() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words", "status"),
     [
-        (["--host", "0.0.0.0"], "authentication is not built yet", 1),  # noqa: S104
-        (["--host", "example.org"], "authentication is not built yet", 1),
         (["--port", "70000"], "--port 70000 is no port", 2),
         (["-c", "/nowhere.toml"], "/nowhere.toml cannot be read", 2),
     ],

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from deepinfer.control_plane.access.caller import Caller, caller_of
 from deepinfer.control_plane.gateway.admission import Admission
 from deepinfer.control_plane.gateway.asgi import App, Message, Receive, Reply, Scope, Send
 from deepinfer.control_plane.gateway.body import model_in_query, request_id
@@ -21,11 +22,20 @@ from deepinfer.control_plane.gateway.error_reply import error_reply
 from deepinfer.control_plane.gateway.metrics import Metrics
 from deepinfer.control_plane.gateway.openai_models import model_list, one_model
 from deepinfer.control_plane.gateway.relay import RELAYED_PATHS, Relay
+from deepinfer.control_plane.limits.ledger import Ledger
 from deepinfer.control_plane.openai_errors import MethodNotAllowed
 from deepinfer.control_plane.router.replicas import Replicas
 from deepinfer.fleet.errors import DeepinferError, NoReadyReplica
 
-MANAGEMENT_PATHS = ("/v1/deployments", "/v1/replicas", "/v1/nodes", "/v1/rebalance", "/v1/events", "/v1/fleet")
+MANAGEMENT_PATHS = (
+    "/v1/deployments",
+    "/v1/replicas",
+    "/v1/nodes",
+    "/v1/rebalance",
+    "/v1/events",
+    "/v1/fleet",
+    "/v1/api_keys",
+)
 """What lies below these is never an engine's."""
 
 
@@ -36,9 +46,9 @@ class Gateway:
         self,
         replicas: Replicas,
         management: App,
-        management_paths: tuple[str, ...] = MANAGEMENT_PATHS,
         metrics: Metrics | None = None,
         admission: Admission | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         metrics = metrics or Metrics(replicas)
         metrics.ejected_now = replicas.ejected
@@ -46,14 +56,13 @@ class Gateway:
         self.admission = admission or Admission(replicas)
         self._replicas = replicas
         self._management = management
-        self._management_paths = management_paths
         self._metrics = metrics
-        self._relay = Relay(replicas, metrics, self.admission)
-        self._pages: dict[str, Callable[[], Reply]] = {
-            "/health": lambda: Reply(200, b'{"status":"ok"}'),
-            "/ready": self._ready,
-            "/metrics": metrics.page,
-            "/v1/models": lambda: model_list(replicas),
+        self._relay = Relay(replicas, metrics, self.admission, ledger or Ledger())
+        self._pages: dict[str, Callable[[Caller], Reply]] = {
+            "/health": lambda _: Reply(200, b'{"status":"ok"}'),
+            "/ready": lambda _: self._ready(),
+            "/metrics": lambda _: metrics.page(),
+            "/v1/models": lambda caller: model_list(replicas, caller),
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,7 +71,7 @@ class Gateway:
         elif self._is_relayed(scope):
             await self._relay(scope, receive, send)
         elif (page := self._page(scope["path"])) is not None:
-            await _answer(page, scope["method"]).send(send)
+            await _answer(page, scope).send(send)
         elif scope["path"] in RELAYED_PATHS:
             await _not_allowed(scope["method"], "POST").send(send)
         else:
@@ -85,15 +94,15 @@ class Gateway:
 
     def _is_relayed(self, scope: Scope) -> bool:
         path = scope["path"]
-        if path.startswith(self._management_paths):
+        if path.startswith(MANAGEMENT_PATHS):
             return False
         if model_in_query(scope["query_string"]) is not None:
             return True
         return scope["method"] == "POST" and self._page(path) is None
 
-    def _page(self, path: str) -> Callable[[], Reply] | None:
+    def _page(self, path: str) -> Callable[[Caller], Reply] | None:
         if path.startswith("/v1/models/"):
-            return lambda: one_model(self._replicas, path.removeprefix("/v1/models/"))
+            return lambda caller: one_model(self._replicas, caller, path.removeprefix("/v1/models/"))
         return self._pages.get(path)
 
     def _ready(self) -> Reply:
@@ -103,11 +112,11 @@ class Gateway:
         return Reply(200, b'{"status":"ready"}')
 
 
-def _answer(page: Callable[[], Reply], method: str) -> Reply:
-    if method not in ("GET", "HEAD"):
-        return _not_allowed(method, "GET, HEAD")
+def _answer(page: Callable[[Caller], Reply], scope: Scope) -> Reply:
+    if scope["method"] not in ("GET", "HEAD"):
+        return _not_allowed(scope["method"], "GET, HEAD")
     try:
-        return page()
+        return page(caller_of(scope))
     except DeepinferError as error:
         return error_reply(error)
 

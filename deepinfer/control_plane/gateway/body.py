@@ -24,7 +24,7 @@ from deepinfer.fleet.errors import InvalidRequest
 BODY_LIMIT = 16 << 20
 # What proves who the client is to this gateway is nobody else's business.
 CREDENTIALS = frozenset((b"authorization", b"proxy-authorization", b"cookie", b"api-key", b"x-api-key"))
-NOT_PASSED_ON = HOP_BY_HOP | CREDENTIALS | {b"host", b"content-type", b"content-length", b"x-request-id"}
+NOT_PASSED_ON = HOP_BY_HOP | CREDENTIALS | {b"host", b"origin", b"content-type", b"content-length", b"x-request-id"}
 _TIMEOUTS = frozenset((b"x-request-timeout", b"x-stainless-read-timeout"))
 _SECONDS = re.compile(rb"[0-9]{1,7}(\.[0-9]{1,6})?")
 _KEPT_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")

@@ -64,6 +64,7 @@ class Measured:
         self.reason = ""  # why it was refused
         self.key_name = self.model = self.replica = self.finished = ""
         self.attempts = self.pieces = self.bytes = 0
+        self.tokens = Tokens(0, 0)
         self.queue_seconds = self.first_seconds = 0.0
         self.is_continued = False
         self._metrics = metrics

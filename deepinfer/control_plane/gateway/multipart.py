@@ -44,6 +44,8 @@ def _delimiter(content_type: bytes) -> bytes:
 
 def _name(body: bytes, start: int) -> object:
     end = body.find(b"\r\n\r\n", start, start + _HEADERS_BYTES)
+    if end < 0 and len(body) > start + _HEADERS_BYTES:  # an engine may read them, and find another model there
+        raise InvalidRequest(f"The headers of a part of the form are longer than {_HEADERS_BYTES} bytes.")
     headers = BytesHeaderParser().parsebytes(body[start + 2 : max(end, start + 2)])
     return headers.get_param("name", header="content-disposition")
 

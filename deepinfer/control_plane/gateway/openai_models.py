@@ -6,19 +6,24 @@ from typing import Any
 
 import msgspec
 
+from deepinfer.control_plane.access.caller import Caller
 from deepinfer.control_plane.gateway.asgi import Reply
+from deepinfer.control_plane.openai_errors import ModelNotAllowed
 from deepinfer.control_plane.router.replicas import Replicas, ServedModel
 from deepinfer.fleet.errors import ModelNotServed, NoReadyReplica
 
 NAMES_SHOWN = 5
 
 
-def model_list(replicas: Replicas) -> Reply:
-    listed = {"object": "list", "data": [_model(model) for model in replicas.models()]}
+def model_list(replicas: Replicas, caller: Caller) -> Reply:
+    """Those that the caller may use."""
+    listed = {"object": "list", "data": [_model(model) for model in replicas.models() if caller.may_use(model.name)]}
     return Reply(200, msgspec.json.encode(listed))
 
 
-def one_model(replicas: Replicas, name: str) -> Reply:
+def one_model(replicas: Replicas, caller: Caller, name: str) -> Reply:
+    if not caller.may_use(name):
+        raise ModelNotAllowed(f"The API key {caller.name} may not use the model '{name[:200]}'.")
     for model in replicas.models():
         if model.name == name:
             return Reply(200, msgspec.json.encode(_model(model)))

@@ -13,9 +13,11 @@ import asyncio
 import logging
 import math
 
+from deepinfer.control_plane.access.caller import Caller, caller_of, refuse_other_models
 from deepinfer.control_plane.gateway.admission import Admission, Asked, Turn
 from deepinfer.control_plane.gateway.asgi import Headers, Receive, Scope, Send
 from deepinfer.control_plane.gateway.attempts import Attempts, Begun, Opened
+from deepinfer.control_plane.gateway.bill import Bill
 from deepinfer.control_plane.gateway.body import ClientGone, ModelRequest, read_request, request_id
 from deepinfer.control_plane.gateway.client_stream import ClientStream
 from deepinfer.control_plane.gateway.error_reply import error_event, error_reply
@@ -25,7 +27,7 @@ from deepinfer.control_plane.gateway.measured import Measured
 from deepinfer.control_plane.gateway.metrics import Metrics
 from deepinfer.control_plane.gateway.model_queue import urgency
 from deepinfer.control_plane.gateway.openai_models import nobody_for
-from deepinfer.control_plane.management.same_origin import refuse_foreign_pages
+from deepinfer.control_plane.limits.ledger import Ledger
 from deepinfer.control_plane.openai_errors import QUEUE_POSITION, QUEUE_SECONDS, code_of
 from deepinfer.control_plane.router.replicas import Replicas
 from deepinfer.engine_shim.frames import HOP_BY_HOP
@@ -57,7 +59,14 @@ RELAYED_PATHS = frozenset(
         "/detokenize",
     )
 )
-_NOT_SENT_BACK = HOP_BY_HOP | {b"server", b"date", b"x-request-id"}
+_NOT_SENT_BACK = HOP_BY_HOP | {
+    b"server",
+    b"date",
+    b"x-request-id",
+    b"access-control-allow-origin",  # which pages may read an answer is not the engine's to say
+    b"access-control-allow-credentials",
+    b"access-control-expose-headers",
+}
 
 
 class AnswerBrokenOff(EngineFailed):
@@ -67,37 +76,48 @@ class AnswerBrokenOff(EngineFailed):
 class Relay:
     """Serves every request that names a model."""
 
-    def __init__(self, replicas: Replicas, metrics: Metrics, admission: Admission) -> None:
+    def __init__(self, replicas: Replicas, metrics: Metrics, admission: Admission, ledger: Ledger) -> None:
         self._replicas = replicas
         self._metrics = metrics
         self._admission = admission
+        self._ledger = ledger
         self._attempts = Attempts(admission)
         self._now = asyncio.get_running_loop().time
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
         our_id = request_id(scope)
-        with self._metrics.measure(path if path in RELAYED_PATHS else "other", our_id, scope) as measured:
-            try:
-                if path not in RELAYED_PATHS:  # it may be about the engine itself, such as emptying its cache
-                    refuse_foreign_pages(scope["method"], dict(scope["headers"]))
-                request = await read_request(scope, receive, our_id)
-                if self._replicas.knows(request.model):
-                    measured.goes_to(request.model)
-                async with WhileClientListens(receive):
-                    await self._relay(request, send, measured)
-            except ClientGone:
-                return
-            except AnswerBrokenOff:
-                measured.status = BROKEN_OFF
-                raise
-            except DeepinferError as error:
-                reply = error_reply(error, ((b"x-request-id", our_id),))
-                measured.refused(reply.status, code_of(error))
-                await reply.send(send)
+        measured, bill = self._metrics.measure(path if path in RELAYED_PATHS else "other", our_id, scope), Bill()
+        try:
+            with measured:
+                await self._serve(receive, send, measured, bill)
+        finally:
+            if bill.settle(measured.tokens, self._now()):
+                self._ledger.changed.set()
 
-    async def _relay(self, request: ModelRequest, send: Send, measured: Measured) -> None:
-        asked = self._asked(request)
+    async def _serve(self, receive: Receive, send: Send, measured: Measured, bill: Bill) -> None:
+        caller = caller_of(measured.scope)
+        measured.called_by(caller.name)
+        try:
+            request = await read_request(measured.scope, receive, measured.request_id)
+            refuse_other_models(caller, request.model, request.call)
+            if not self._replicas.knows(request.model):
+                raise nobody_for(self._replicas, request.model)
+            measured.goes_to(request.model)
+            asked = self._asked(request, caller, bill)
+            async with WhileClientListens(receive):
+                await self._relay(request, asked, send, measured)
+        except ClientGone:
+            return
+        except AnswerBrokenOff:
+            measured.status = BROKEN_OFF
+            raise
+        except DeepinferError as error:
+            reply = error_reply(error, ((b"x-request-id", measured.request_id),))
+            measured.refused(reply.status, code_of(error))
+            await reply.send(send)
+
+    async def _relay(self, request: ModelRequest, asked: Asked, send: Send, measured: Measured) -> None:
         turn = await self._admission.turn(asked, measured)
         drain, began, took = self._admission.traffic(asked.model).drain, self._now(), None
         drain.began(asked.work)
@@ -113,13 +133,18 @@ class Relay:
         finally:
             drain.ended(asked.work, self._now(), took)
 
-    def _asked(self, request: ModelRequest) -> Asked:
-        size, wishes = len(request.call.body), request.wishes
-        if not self._replicas.knows(request.model):
-            raise nobody_for(self._replicas, request.model)
-        work = self._admission.traffic(request.model).experience.work(size, wishes.most_tokens, wishes.n)
-        deadline = self._now() + request.patience if request.patience else math.inf
-        return Asked(request.model, (0, urgency(wishes.priority)), work, size, deadline)
+    def _asked(self, request: ModelRequest, caller: Caller, bill: Bill) -> Asked:
+        """Raises `RateLimited`."""
+        size, wishes, now = len(request.call.body), request.wishes, self._now()
+        experience = self._admission.traffic(request.model).experience
+        work = experience.work(size, wishes.most_tokens, wishes.n)
+        bill.foreseen(experience, size)
+        usage = self._ledger.usage(caller.id, caller.limits, now)
+        if usage is not None:
+            bill.charge(usage, int(work), now)
+            self._ledger.changed.set()
+        priority = (-caller.priority, urgency(wishes.priority))
+        return Asked(request.model, priority, work, size, now + request.patience if request.patience else math.inf)
 
 
 def _queue_headers(turn: Turn) -> Headers:

@@ -26,7 +26,10 @@ class Experience:
         if isinstance(most_tokens, int) and 0 < most_tokens < answer:
             answer = most_tokens
         times = min(choices, _MOST_CHOICES) if isinstance(choices, int) and choices > 1 else 1
-        return min(1.0 + body_bytes / self._bytes_a_token, _WHOLE_CONTEXT) + answer * times
+        return self.prompt_tokens(body_bytes) + answer * times
+
+    def prompt_tokens(self, body_bytes: int) -> float:
+        return min(1.0 + body_bytes / self._bytes_a_token, _WHOLE_CONTEXT)
 
     def learn(self, body_bytes: int, prompt_tokens: int, answer_tokens: int) -> None:
         """What one turned out to be; 0 for what is not known."""

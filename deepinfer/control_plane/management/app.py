@@ -6,11 +6,18 @@ from collections.abc import Callable
 from datetime import datetime
 
 from fastapi import Depends, FastAPI
+from fastapi.security import HTTPBearer
 
-from deepinfer.control_plane.management import event_routes, fleet_routes, node_routes, rollout_routes, routes
+from deepinfer.control_plane.management import (
+    event_routes,
+    fleet_routes,
+    key_routes,
+    node_routes,
+    rollout_routes,
+    routes,
+)
 from deepinfer.control_plane.management.aside import Aside
 from deepinfer.control_plane.management.refused_requests import tell_failures
-from deepinfer.control_plane.management.same_origin import refuse_foreign_origins
 from deepinfer.control_plane.management.staleness import StaleMark
 from deepinfer.control_plane.scheduler.scheduler import never_looked
 from deepinfer.fleet.errors import StoreUnavailable
@@ -28,18 +35,20 @@ def management_app(
     """`mirror` gives the view of the store, or raises `StoreUnavailable` while there is none: then all answers are 503.
     `answering` is what the scheduler has as well, so that both foresee the same.
 
-    Bodies are JSON whatever their Content-Type; web pages of other origins may not change anything.
+    Bodies are JSON whatever their Content-Type. Who may ask, and which web pages, is seen to before (`FrontDoor`).
     """
     app = FastAPI(
         title="deepinfer management API",
         description=_ABOUT,
-        dependencies=[Depends(refuse_foreign_origins)],
+        dependencies=[
+            Depends(HTTPBearer(auto_error=False, description="An admin's API key, where keys are required."))
+        ],
         redoc_url=None,
     )
     app.state.mirror = mirror
     app.state.answering = answering
     app.state.aside = Aside()
-    for part in (routes, rollout_routes, node_routes, event_routes, fleet_routes):
+    for part in (routes, rollout_routes, node_routes, event_routes, fleet_routes, key_routes):
         app.include_router(part.router)
     app.add_middleware(StaleMark, stale_since=lambda: _stale_since(mirror))
     tell_failures(app)

@@ -5,9 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from deepinfer.control_plane.management.admission import ALLOWED
+from deepinfer.control_plane.management.key_requests import ALLOWED as OF_KEYS
+from deepinfer.control_plane.management.key_requests import KeyChanges, NewKey
 from deepinfer.fleet.spec import DeploymentSpec
 
 _EXAMPLE = {"model": "smollm2", "engine": "layer-shard", "device": "cpu", "replicas": 1}
+
+
+def _key_fields(kind: type[KeyChanges]) -> dict[str, Any]:
+    """Its limits are in the document already, as those of `KeyLimits`."""
+    fields: dict[str, Any] = kind.model_json_schema(ref_template="#/components/schemas/{model}")["properties"]
+    fields["limits"] = {"$ref": "#/components/schemas/KeyLimits"}
+    return {name: {**field, "description": OF_KEYS[name]} for name, field in fields.items()}
 
 
 def _fields() -> dict[str, Any]:
@@ -33,3 +42,5 @@ ALL_DEPLOYMENTS = _body(_list({**_NAME, **_fields()}), ["deployments"], {"deploy
 SPEC = _body(_fields(), ["model"], _EXAMPLE)
 SPEC_CHANGES = _body(_fields(), [], {"replicas": 2})
 UNDO = _body({"to": {"type": "integer", "minimum": 1, "description": "The generation to go back to."}}, [], {"to": 1})
+NEW_KEY = _body(_key_fields(NewKey), ["name"], {"name": "team-a", "models": ["smollm2"]})
+KEY_CHANGES = _body(_key_fields(KeyChanges), [], {"limits": {"requests_per_minute": 600}})
