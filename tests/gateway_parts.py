@@ -18,6 +18,7 @@ from deepinfer.control_plane.gateway.admission import Admission, QueueLimits
 from deepinfer.control_plane.gateway.app import Gateway
 from deepinfer.control_plane.gateway.front_door import FrontDoor
 from deepinfer.control_plane.gateway.metrics import Metrics
+from deepinfer.control_plane.gateway.parts import Parts
 from deepinfer.control_plane.gateway.server import listening
 from deepinfer.control_plane.router.replicas import Replicas
 from deepinfer.fleet.snapshot import Snapshot
@@ -37,7 +38,7 @@ class RunningGateway:
     url: str
     http: httpx.AsyncClient
 
-    gateway: Gateway
+    admission: Admission
 
     async def ask(self, *, extra: Mapping[str, str] = NO_HEADERS, timeout: float = 60, **fields: Any) -> httpx.Response:
         body = {"model": "chat", "messages": [{"role": "user", "content": "hi"}], **fields}
@@ -45,7 +46,7 @@ class RunningGateway:
 
     def waiting(self, model: str) -> int:
         """Requests that wait in the gateway."""
-        return self.gateway.admission.waiting().get(model, 0)
+        return self.admission.waiting().get(model, 0)
 
 
 def management() -> FastAPI:
@@ -81,15 +82,15 @@ async def running_gateway(
     """Without `keys` none are required."""
     async with AsyncExitStack() as stack:
         replicas = await stack.enter_async_context(Replicas())
-        metrics, admission = Metrics(replicas, access_log, spans), Admission(replicas, limits)
-        gateway = Gateway(replicas, management(), metrics=metrics, admission=admission)
+        parts = Parts(replicas, Metrics(replicas, access_log, spans), Admission(replicas, limits))
+        gateway = Gateway(parts, management())
         port = await stack.enter_async_context(listening(FrontDoor(gateway, keys, pages), "127.0.0.1", 0))
         url = f"http://127.0.0.1:{port}"
         many = httpx.Limits(max_connections=None)
         async with httpx.AsyncClient(base_url=url, timeout=30, limits=many) as http:
             if fleet is not None:
                 replicas.update(fleet)
-            yield RunningGateway(replicas, url, http, gateway)
+            yield RunningGateway(replicas, url, http, parts.admission)
 
 
 async def until(true: Callable[[], object], seconds: float = 10.0) -> None:

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from deepinfer.control_plane.gateway.drain import Drain
 from deepinfer.control_plane.gateway.server import listening
 from deepinfer.engine_shim.frames import Headers
 from deepinfer.engine_shim.http_upstream import HttpUpstream
@@ -36,7 +37,7 @@ async def http_server(app: AsgiApp) -> AsyncIterator[HttpServer]:
             callers.append(scope["client"])
             await app(scope, receive, send)
 
-    async with listening(noting, "127.0.0.1", 0, grace_seconds=1) as port:
+    async with listening(noting, "127.0.0.1", 0, drain=Drain(1)) as port:
         endpoint = f"127.0.0.1:{port}"
         upstream = HttpUpstream(endpoint, "the test")
         try:

@@ -39,6 +39,6 @@ def deepinfer(site: Site) -> Iterator[Gateway]:
             httpx.Client(base_url=url, trust_env=False, timeout=30) as api,
             engines_deployed(site, f"127.0.0.1:{etcd_port}", api),
         ):
-            ready = f'deepinfer_replicas{{model="{MODEL}",state="ready"}} {len(site.engines.ports)}.0'
+            ready = f'deepinfer_replicas{{model_name="{MODEL}",state="ready"}} {len(site.engines.ports)}.0'
             answers(tree, f"{url}/metrics", lambda answer: ready in answer.text)
             yield Gateway("deepinfer", port, tree, _TOKEN)

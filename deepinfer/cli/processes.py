@@ -28,10 +28,13 @@ def serve(
             help="Whether API keys are required.  [default: unless the address is loopback]",
         ),
     ] = None,
+    gateways: Annotated[
+        int | None, typer.Option(help="Gateway processes that share the port, for more cores.  [default: 1]")
+    ] = None,
     etcd: Etcd = None,
 ) -> None:
     """Run the control plane: the OpenAI endpoint, the router, the scheduler and the management API."""
-    flags = [*_flag("-c", config), *_flag("--host", host), *_flag("--port", port)]
+    flags = [*_flag("-c", config), *_flag("--host", host), *_flag("--port", port), *_flag("--gateways", gateways)]
     flags += [] if authentication is None else [f"--{'with' if authentication else 'without'}-authentication"]
     _become(module_command(CONTROL_PLANE, *flags, *_etcd_flags(etcd)))
 

@@ -71,6 +71,10 @@ class RateLimited(errors.DeepinferError):
         self.retry_seconds = retry_seconds
 
 
+class GatewayEnds(errors.DeepinferError):
+    """This gateway was told to end and takes nothing new; ask again: another one, or the next, will answer."""
+
+
 class NodeNotConnected(errors.DeepinferError):
     """The node is not connected; start its worker again."""
 
@@ -115,6 +119,7 @@ TOLD: dict[type[errors.DeepinferError], Told] = {
     ModelNotAllowed: Told(403, "permission_error", "model_not_allowed"),
     ApiKeyNotFound: Told(404, "invalid_request_error", "api_key_not_found"),
     ApiKeyExists: Told(409, "conflict", "api_key_exists"),
+    GatewayEnds: Told(503, "service_unavailable", "gateway_ends"),
     NodeNotConnected: Told(503, "service_unavailable", "node_not_connected"),
     UnreadableDeployment: Told(409, "conflict", "deployment_unreadable"),
     RevisionNotFound: Told(404, "invalid_request_error", "revision_not_found"),

@@ -82,27 +82,30 @@ class CallStream(asyncio.Protocol):
                 elif (answer := self._answers.get(stream)) is not None:  # else it was cancelled while this was coming
                     answer.add(content)
         except NotUnderstood as error:
-            self.close(str(error))
+            self._fail(str(error))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.close(f"it closed the connection{f' ({exc})' if exc else ''}")
+        self._fail(f"it closed the connection{f' ({exc})' if exc else ''}")
 
     def watch_ended(self, failure: str) -> None:
         """Whoever is not heard any more (it may hang) will not end its answers either."""
         if failure:
-            self.close(failure)
+            self._fail(failure)
 
     def engine_failed(self, message: str) -> None:
         """It tells every open answer itself."""
 
-    def close(self, reason: str) -> None:
-        """At once; every open answer fails for this reason."""
+    def close(self, message: str) -> None:
+        """At once; every open answer fails with this message."""
         if not self.broken:
-            self.broken = failed(self._target, reason)
+            self.broken = message
             self._transport.abort()
             answers, self._answers = self._answers, {}
             for answer in answers.values():
                 answer.fail(self.broken)
+
+    def _fail(self, reason: str) -> None:
+        self.close(failed(self._target, reason))
 
     def _take(self, frame: AnswerFrame) -> None:
         answer = self._answers.get(frame.stream)

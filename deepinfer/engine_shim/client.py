@@ -117,10 +117,14 @@ class EngineClient:
         finally:
             deltas.cancel()
 
-    async def close(self) -> None:
+    def cut_off(self, message: str) -> None:
+        """Every open call fails with this message, and there are no others."""
         self._closed = True
         if self._upstream is not None:
-            self._upstream.close("this side closed the connection")
+            self._upstream.close(message)
+
+    async def close(self) -> None:
+        self.cut_off(failed(self.target, "this side closed the connection"))
         await self._channel.close(None)
 
     async def _reached(self) -> Upstream:
@@ -139,7 +143,7 @@ class EngineClient:
                     raise EngineFailed(f"At {self.target} answers {info.placement} epoch {info.epoch} now.")
                 self._upstream = await self._upstream_to(info)
                 if self._closed:  # meanwhile
-                    self._upstream.close("this side closed the connection")
+                    self._upstream.close(failed(self.target, "this side closed the connection"))
             return self._upstream
 
     async def _upstream_to(self, info: ShimInfo) -> Upstream:
@@ -149,7 +153,7 @@ class EngineClient:
         if isinstance(current, HttpUpstream):
             if current.is_still(info.http_endpoint, info.call_key):
                 return current
-            current.close(f"its server is at {info.http_endpoint} now")
+            current.close(failed(self.target, f"its server is at {info.http_endpoint} now"))
         return HttpUpstream(info.http_endpoint, self.target, info.call_key)
 
     @contextmanager

@@ -65,11 +65,11 @@ class HttpUpstream:
         self._doubted = True
 
     def engine_failed(self, message: str) -> None:
-        self.close(message)
+        self.close(failed(self._target, message))
 
-    def close(self, reason: str) -> None:
+    def close(self, message: str) -> None:
         if not self.broken:
-            self.broken = failed(self._target, reason)
+            self.broken = message
             for connection in tuple(self._all):
                 connection.end(self.broken)
 

@@ -32,5 +32,5 @@ class Upstream(Protocol):
     def engine_failed(self, message: str) -> None:
         """The shim said so."""
 
-    def close(self, reason: str) -> None:
-        """At once; every open answer fails for this reason."""
+    def close(self, message: str) -> None:
+        """At once; every open answer fails with this message."""

@@ -78,11 +78,16 @@ class EtcdConfig(Resource):
         return self.endpoints or (f"127.0.0.1:{self.port}",)
 
 
+MOST_GATEWAYS = 64
+
+
 class ServeConfig(Resource):
     """The control plane: gateway, router, scheduler, management API."""
 
     host: str = "127.0.0.1"
     port: int = Field(default=8082, ge=0, le=65535)
+    gateways: int = Field(default=1, ge=1, le=MOST_GATEWAYS)  # processes on the one port
+    drain_seconds: float = Field(default=30, ge=0)  # for running answers when it is told to end
     node_grace_seconds: float = Field(default=60, ge=0)  # how long a node may be away before it is given up
     access_log: str = ""  # a file, or "-" for stdout; "": none
     tracing: bool = False  # OpenTelemetry's; also on where its own variables name an endpoint

@@ -16,10 +16,10 @@ from deepinfer.fleet.config import InvalidConfig
 from deepinfer.fleet.errors import DeepinferError
 
 
-def run_process(main: Callable[[], Coroutine[Any, Any, None]]) -> int:
+def run_process(main: Callable[[], Coroutine[Any, Any, None]], name: str = "") -> int:
     """The process's exit status: 0 when `main` ended, 1 after an error that is told in one sentence, 2 if
-    what it was told to do is wrong."""
-    _log_to_stderr()
+    what it was told to do is wrong. `name` is told in each line, where several processes have one log."""
+    _log_to_stderr(f"{name}: " if name else "")
     os.environ.pop(VARIABLE, None)  # the user's, for the command line: no engine that is started here inherits it
     exit_status = 0
     try:
@@ -32,9 +32,9 @@ def run_process(main: Callable[[], Coroutine[Any, Any, None]]) -> int:
     return exit_status
 
 
-def _log_to_stderr() -> None:
+def _log_to_stderr(who: str) -> None:
     lines = logging.StreamHandler(sys.stderr)
-    lines.setFormatter(_PlainLines("%(asctime)s %(levelname)s %(message)s"))
+    lines.setFormatter(_PlainLines(f"%(asctime)s %(levelname)s {who}%(message)s"))
     logging.basicConfig(handlers=[lines], level=logging.INFO)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
 

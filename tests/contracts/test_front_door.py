@@ -17,6 +17,7 @@ from deepinfer.control_plane.access.key_ring import KeyRing
 from deepinfer.control_plane.access.web_pages import WebPages
 from deepinfer.control_plane.gateway.app import Gateway
 from deepinfer.control_plane.gateway.front_door import FrontDoor
+from deepinfer.control_plane.gateway.parts import Parts
 from deepinfer.control_plane.gateway.relay import RELAYED_PATHS
 from deepinfer.control_plane.gateway.server import listening
 from deepinfer.control_plane.management.app import management_app
@@ -95,7 +96,9 @@ def every_route() -> Iterator[tuple[str, str]]:
 async def test_every_route_wants_a_key() -> None:
     async with (
         Replicas() as replicas,
-        listening(FrontDoor(Gateway(replicas, management_app(not_connected)), ring_of(*KEYS)), "127.0.0.1", 0) as port,
+        listening(
+            FrontDoor(Gateway(Parts.plain(replicas), management_app(not_connected)), ring_of(*KEYS)), "127.0.0.1", 0
+        ) as port,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http,
     ):
         routes = list(every_route())

@@ -10,9 +10,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from deepinfer.control_plane.gateway.app import Gateway
-from deepinfer.control_plane.gateway.asgi import Message, Send
+from deepinfer.control_plane.gateway.asgi import App, Message, Send
 from deepinfer.control_plane.gateway.exposition import Page, labelled
+from deepinfer.control_plane.gateway.front_door import FrontDoor
 from deepinfer.control_plane.gateway.metrics import Metrics
+from deepinfer.control_plane.gateway.parts import Parts
 from deepinfer.control_plane.router.replicas import Replicas
 from deepinfer.engine_shim.frames import AnswerFrame, Body, EngineCall, Head
 from deepinfer.fleet.snapshot import Snapshot
@@ -170,11 +172,15 @@ async def test_a_client_that_leaves_counts_as_such_and_what_it_got() -> None:
 async def test_unknown_models_and_paths_make_no_series() -> None:
     async with Replicas() as replicas:
         replicas.update(Snapshot())
-        gateway = Gateway(replicas, management())
+        gateway = FrontDoor(Gateway(Parts.plain(replicas), management()))
         for n in range(10_000):
             await asked(gateway, f"/v1/path-{n}", f"no-such-{n}")
         page: list[Message] = []
-        await gateway({"type": "http", "method": "GET", "path": "/metrics", "query_string": b""}, never, sent_to(page))
+        await gateway(
+            {"type": "http", "method": "GET", "path": "/metrics", "query_string": b"", "headers": []},
+            never,
+            sent_to(page),
+        )
         seen = counts(page[1]["body"].decode())
         assert seen == {
             "requests_total:404": 10_000,
@@ -266,7 +272,7 @@ def seen_of(metrics: Metrics) -> dict[str, float]:
     return seen
 
 
-async def asked(gateway: Gateway, path: str, model: str) -> None:
+async def asked(gateway: App, path: str, model: str) -> None:
     """Without a socket: ten thousand of them are wanted."""
     body = iter([{"type": "http.request", "body": b'{"model": "%s"}' % model.encode()}])
 

@@ -56,10 +56,24 @@ def test_a_port_in_use_is_named_with_the_next_step() -> None:
     assert str(port) in said and "--port" in said
 
 
+def test_nobody_joins_several_gateways_on_their_port(etcd: str, tmp_path: Path) -> None:
+    """Although each of them lets its siblings share it."""
+    with serving(tmp_path, "--port", "0", "--gateways", "2", "--etcd", etcd) as process:
+        assert process.stdout is not None
+        port = process.stdout.readline().rpartition(":")[2].strip()
+        assert httpx.get(f"http://127.0.0.1:{port}/ready").status_code == 200
+        for gateways in ("1", "2"):
+            said = failing_serve("--port", port, "--gateways", gateways)
+            assert said.startswith(f"error: Cannot listen on 127.0.0.1:{port}: Address already in use")
+        process.terminate()
+        assert process.wait(30) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "words", "status"),
     [
         (["--port", "70000"], "--port 70000 is no port", 2),
+        (["--gateways", "0"], "--gateways 0 cannot be", 2),
         (["-c", "/nowhere.toml"], "/nowhere.toml cannot be read", 2),
     ],
 )

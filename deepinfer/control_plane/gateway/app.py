@@ -12,19 +12,16 @@ that changes something there. Engines have what changes them switched off unless
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from deepinfer.control_plane.access.caller import Caller, caller_of
-from deepinfer.control_plane.gateway.admission import Admission
 from deepinfer.control_plane.gateway.asgi import App, Message, Receive, Reply, Scope, Send
 from deepinfer.control_plane.gateway.body import model_in_query, request_id
 from deepinfer.control_plane.gateway.error_reply import error_reply
-from deepinfer.control_plane.gateway.metrics import Metrics
 from deepinfer.control_plane.gateway.openai_models import model_list, one_model
+from deepinfer.control_plane.gateway.parts import Parts
 from deepinfer.control_plane.gateway.relay import RELAYED_PATHS, Relay
-from deepinfer.control_plane.limits.ledger import Ledger
-from deepinfer.control_plane.openai_errors import MethodNotAllowed
-from deepinfer.control_plane.router.replicas import Replicas
+from deepinfer.control_plane.openai_errors import GatewayEnds, MethodNotAllowed
 from deepinfer.fleet.errors import DeepinferError, NoReadyReplica
 
 MANAGEMENT_PATHS = (
@@ -37,41 +34,37 @@ MANAGEMENT_PATHS = (
     "/v1/api_keys",
 )
 """What lies below these is never an engine's."""
+Page = Callable[[Caller], Reply | Awaitable[Reply]]
+WHILE_IT_ENDS = frozenset(("/health", "/ready", "/metrics"))
+"""What a gateway still answers that drains."""
 
 
 class Gateway:
     """`management` is the ASGI application that gets what is not the gateway's."""
 
-    def __init__(
-        self,
-        replicas: Replicas,
-        management: App,
-        metrics: Metrics | None = None,
-        admission: Admission | None = None,
-        ledger: Ledger | None = None,
-    ) -> None:
-        metrics = metrics or Metrics(replicas)
-        metrics.ejected_now = replicas.ejected
-        replicas.when_ejected = metrics.ejected
-        self.admission = admission or Admission(replicas)
-        self._replicas = replicas
+    def __init__(self, parts: Parts, management: App) -> None:
+        self._replicas = replicas = parts.replicas
+        self._metrics = metrics = parts.metrics
+        metrics.ejected_now, replicas.when_ejected = replicas.ejected, metrics.ejected
+        self._drain = parts.drain
         self._management = management
-        self._metrics = metrics
-        self._relay = Relay(replicas, metrics, self.admission, ledger or Ledger())
-        self._pages: dict[str, Callable[[Caller], Reply]] = {
+        self._relay = Relay(replicas, metrics, parts.admission, parts.ledger)
+        self._pages: dict[str, Page] = {
             "/health": lambda _: Reply(200, b'{"status":"ok"}'),
             "/ready": lambda _: self._ready(),
-            "/metrics": lambda _: metrics.page(),
+            "/metrics": lambda _: parts.siblings.page(metrics.page()),
             "/v1/models": lambda caller: model_list(replicas, caller),
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._management(scope, receive, send)
+        elif self._drain.begun and scope["path"] not in WHILE_IT_ENDS:
+            await self._drain.refusal().send(send)
         elif self._is_relayed(scope):
             await self._relay(scope, receive, send)
         elif (page := self._page(scope["path"])) is not None:
-            await _answer(page, scope).send(send)
+            await (await _answer(page, scope)).send(send)
         elif scope["path"] in RELAYED_PATHS:
             await _not_allowed(scope["method"], "POST").send(send)
         else:
@@ -100,23 +93,26 @@ class Gateway:
             return True
         return scope["method"] == "POST" and self._page(path) is None
 
-    def _page(self, path: str) -> Callable[[Caller], Reply] | None:
+    def _page(self, path: str) -> Page | None:
         if path.startswith("/v1/models/"):
             return lambda caller: one_model(self._replicas, caller, path.removeprefix("/v1/models/"))
         return self._pages.get(path)
 
     def _ready(self) -> Reply:
         """Whether a load balancer should send requests here; a model that is not ready is no reason not to."""
+        if self._drain.begun:
+            raise GatewayEnds
         if not self._replicas.has_view:
             raise NoReadyReplica("The gateway has not read what is deployed yet; is etcd reachable?")
         return Reply(200, b'{"status":"ready"}')
 
 
-def _answer(page: Callable[[Caller], Reply], scope: Scope) -> Reply:
+async def _answer(page: Page, scope: Scope) -> Reply:
     if scope["method"] not in ("GET", "HEAD"):
         return _not_allowed(scope["method"], "GET, HEAD")
     try:
-        return page(caller_of(scope))
+        reply = page(caller_of(scope))
+        return reply if isinstance(reply, Reply) else await reply
     except DeepinferError as error:
         return error_reply(error)
 

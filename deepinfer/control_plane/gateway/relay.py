@@ -97,7 +97,7 @@ class Relay:
 
     async def _serve(self, receive: Receive, send: Send, measured: Measured, bill: Bill) -> None:
         caller = caller_of(measured.scope)
-        measured.called_by(caller.name)
+        measured.called_by(caller.name if caller.id else "")
         try:
             request = await read_request(measured.scope, receive, measured.request_id)
             refuse_other_models(caller, request.model, request.call)

@@ -9,14 +9,26 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Generator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from enum import Enum, auto
 
 import uvicorn
 
 from deepinfer.control_plane.gateway.asgi import App
+from deepinfer.control_plane.gateway.drain import Drain
 from deepinfer.fleet.errors import DeepinferError
 
 BACKLOG = 2048
+FLUSH_SECONDS = 5
+"""For slow clients to take the last bytes of answers that are made."""
 _DATE_SECONDS = 1.0
+
+
+class Sharing(Enum):
+    """Who else may listen on the port: nobody, those who join once we have it, or we are one of these."""
+
+    ALONE = auto()
+    SHARES = auto()
+    JOINS = auto()
 
 
 class CannotListen(DeepinferError):
@@ -24,8 +36,9 @@ class CannotListen(DeepinferError):
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, drain: Drain) -> None:
         super().__init__(config)
+        self._drain = drain
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -39,15 +52,23 @@ class _Server(uvicorn.Server):
                 async with asyncio.timeout(_DATE_SECONDS):
                     await self._stopping.wait()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for listener in self.servers:
+            listener.close()
+        await self._drain.through(self.server_state)
+        await super().shutdown(sockets)
+
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         yield
 
 
 @asynccontextmanager
-async def listening(app: App, host: str, port: int, grace_seconds: int = 10) -> AsyncIterator[int]:
+async def listening(
+    app: App, host: str, port: int, drain: Drain | None = None, sharing: Sharing = Sharing.ALONE
+) -> AsyncIterator[int]:
     """The port that is bound (`port` 0 takes a free one). Raises `CannotListen`."""
-    listener = bound(host, port)
+    listener = bound(host, port, sharing)
     server = _Server(
         uvicorn.Config(
             app,
@@ -59,8 +80,9 @@ async def listening(app: App, host: str, port: int, grace_seconds: int = 10) -> 
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            timeout_graceful_shutdown=grace_seconds,
-        )
+            timeout_graceful_shutdown=FLUSH_SECONDS,
+        ),
+        drain or Drain(),
     )
     serving = asyncio.create_task(server.serve([listener]), name="http server")
     try:
@@ -71,14 +93,17 @@ async def listening(app: App, host: str, port: int, grace_seconds: int = 10) -> 
         await serving
 
 
-def bound(host: str, port: int) -> socket.socket:
+def bound(host: str, port: int, sharing: Sharing = Sharing.ALONE) -> socket.socket:
     """Bound and listening before the server runs, so that the port is known and no early client is refused."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+        joins = sharing is Sharing.JOINS
+        listener = socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=joins)
     except OSError as error:
         reason = error.strerror or str(error)
         raise CannotListen(f"Cannot listen on {host}:{port}: {reason}; take another with --port.") from error
+    if sharing is Sharing.SHARES:  # only now that it is ours: before, two `serve` could have shared it unawares
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     # asyncio sets it only on sockets made with an explicit protocol; without it every answer waits 40 ms for an ACK.
     # Accepted connections inherit it.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

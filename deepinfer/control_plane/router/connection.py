@@ -141,6 +141,11 @@ class Connection:
         """Never a candidate again, from now on; what runs may end in its own time."""
         self._retired.set()
 
+    def cut_off(self, message: str) -> None:
+        """Retired, and what runs fails with this message."""
+        self.retire()
+        self._client.cut_off(message)
+
     async def run(self) -> None:
         """Follow the engine until retired, and keep the client until the last request has ended."""
         try:

@@ -57,7 +57,7 @@ class Replicas:
         self._parents: dict[str, str] = {}  # names that only engines told -> the deployment
         self._turn = 0
         self._tasks = asyncio.TaskGroup()
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: dict[asyncio.Task[None], Connection] = {}  # retired ones too, until what runs there has ended
 
     async def __aenter__(self) -> Replicas:
         await self._tasks.__aenter__()
@@ -69,6 +69,11 @@ class Replicas:
         for task in self._running:
             task.cancel()
         await self._tasks.__aexit__(kind, error, trace)
+
+    def cut_off(self, message: str) -> None:
+        """Every running answer fails with this message, and nobody is a candidate any more."""
+        for connection in self._running.values():
+            connection.cut_off(message)
 
     def update(self, fleet: Snapshot) -> None:
         """Take over what the store says. Call it after every reading."""
@@ -171,8 +176,8 @@ class Replicas:
         if new is not None:
             connection = self._connections[placement] = Connection(new, self)
             task = self._tasks.create_task(connection.run(), name=f"connection to {placement}")
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+            self._running[task] = connection
+            task.add_done_callback(self._running.pop)
 
     def _take_names(self) -> None:
         """A name that is deployed belongs to its deployments, whatever another's engine says."""
