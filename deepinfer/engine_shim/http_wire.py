@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 from urllib.parse import quote
 
@@ -13,16 +14,19 @@ MOST_WITHOUT_BODY: Final = 64 << 10
 """Bytes of heads, trailers and the like that may come with nothing of a body between them."""
 _OURS: Final = HOP_BY_HOP | {b"host", b"content-length", b"authorization"}
 _IN_PATHS: Final = "/:@!$&'()*+,;=-._~"
+_PLAIN: Final = re.compile(r"[A-Za-z0-9/._-]+")
+"""Nearly every path; to see that costs less than to quote it."""
 
 
 def request_head(call: EngineCall, own: Headers) -> bytes:
     """All of a request that comes before its body."""
-    target = quote(call.path, _IN_PATHS).encode()  # a path has no escapes any more when it comes here
+    path = call.path if _PLAIN.fullmatch(call.path) else quote(call.path, _IN_PATHS)  # it has no escapes any more here
+    target = f"{call.method} {path}".encode()
     if call.query:
         target += b"?" + call.query
-    lines = [b"%b %b HTTP/1.1" % (call.method.encode(), target)]
-    lines += (b"%b: %b" % header for header in own)
-    lines += (b"%b: %b" % header for header in call.headers if header[0] not in _OURS)
+    lines = [target + b" HTTP/1.1"]
+    lines += [b"%b: %b" % header for header in own]
+    lines += [b"%b: %b" % header for header in call.headers if header[0] not in _OURS]
     lines.append(b"content-length: %d\r\n\r\n" % len(call.body))
     return b"\r\n".join(lines)
 
@@ -86,10 +90,12 @@ class AnswerReader:
         status = self._parser.get_status_code()
         self._is_interim = status < 200
         if not self._is_interim:
-            headers, named = self._headers, _named_by_connection(self._headers)
-            kept = tuple(h for h in headers if h[0] not in HOP_BY_HOP and h[0] not in named)
-            self.head = Head(0, status, kept)
-            self._ends_with_connection = not any(map(_tells_the_end, headers))
+            headers = self._headers
+            kept = [header for header in headers if header[0] not in HOP_BY_HOP]
+            if len(kept) < len(headers) and (named := _named_by_connection(headers)):
+                kept = [header for header in kept if header[0] not in named]
+            self.head = Head(0, status, tuple(kept))
+            self._ends_with_connection = not _tell_the_end(headers)
             self.over = self._has_no_body
 
     def on_message_complete(self) -> None:
@@ -110,9 +116,11 @@ class AnswerReader:
             self.over, self.fault = True, f"it sent {self._without_body} bytes and no body among them"
 
 
-def _tells_the_end(header: tuple[bytes, bytes]) -> bool:
-    name, value = header
-    return name == b"content-length" or (name == b"transfer-encoding" and value.strip().lower().endswith(b"chunked"))
+def _tell_the_end(headers: list[tuple[bytes, bytes]]) -> bool:
+    for name, value in headers:
+        if name == b"content-length" or (name == b"transfer-encoding" and value.strip().lower().endswith(b"chunked")):
+            return True
+    return False
 
 
 def _named_by_connection(headers: list[tuple[bytes, bytes]]) -> frozenset[bytes]:
