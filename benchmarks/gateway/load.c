@@ -20,7 +20,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { HEAD_BYTES = 16384, EVENTS = 1024 };
+enum { HEAD_BYTES = 16384, EVENTS = 1024, MOST_SECONDS = 20 };
 enum state { IN_HEAD, IN_LENGTH, IN_CHUNK_SIZE, IN_CHUNK, AFTER_CHUNK, IN_TRAILER };
 
 struct connection {
@@ -268,6 +268,7 @@ int main(int count, char **given) {
         if (hold && at % 64 == 63) until(now() + 0.002); /* read meanwhile what has come */
     }
     until((hold ? now() : began) + atof(given[3]));
+    while (!hold && requests == 0 && now() - began < MOST_SECONDS) until(now() + 0.05); /* it tells of one at least */
     double seconds = now() - began;
     stopping = 1;
     if (hold) hung_up_at = hang_up(wanted, &longest);
