@@ -1,6 +1,6 @@
 """The real `serve` with its embedded etcd, in front of the engines. Its shims run beside these, as on engines' nodes.
 
-`_CONFIG` is what `serve` is given, `_TOKEN` what the load sends with each request.
+`_CONFIG` is what `serve` is given, `_key` what the load sends with each request.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ port = {port}
 port = {etcd_port}
 data_dir = "{home}/etcd"
 """
-_TOKEN = ""
 
 
 @contextmanager
@@ -41,4 +40,9 @@ def deepinfer(site: Site) -> Iterator[Gateway]:
         ):
             ready = f'deepinfer_replicas{{model_name="{MODEL}",state="ready"}} {len(site.engines.ports)}.0'
             answers(tree, f"{url}/metrics", lambda answer: ready in answer.text)
-            yield Gateway("deepinfer", port, tree, _TOKEN)
+            yield Gateway("deepinfer", port, tree, _key(api))
+
+
+def _key(api: httpx.Client) -> str:
+    """Made by the management API; "": on loopback `serve` asks for none."""
+    return ""

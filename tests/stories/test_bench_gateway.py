@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def test_gateways_are_measured() -> None:
-    lines = ran("benchmarks.gateway", "--peers none --rounds 1 --seconds 0.4")
+    lines = ran("benchmarks.gateway", "--peers none --rounds 1 --seconds 0.2")
     assert figures(lines[-1], "bench-gateway").keys() == {"cpu_request", "cpu_chunk", "first_byte", "p99"}
     head, ours = lines[0], next(line for line in lines if line.startswith("deepinfer "))
     for column in ("req/s", "CPU us/request", "chunks/s", "CPU us/chunk", "memory MB"):
@@ -20,7 +20,7 @@ def test_gateways_are_measured() -> None:
 
 
 def test_slow_streams_are_held() -> None:
-    lines = ran("benchmarks.gateway.streams", "--streams 40 --seconds 0.6 --pace-ms 100")
+    lines = ran("benchmarks.gateway.streams", "--streams 40 --seconds 0.5 --pace-ms 100")
     told = figures(lines[-1], "bench-streams")
     assert told.keys() == {"kb_per_stream", "longest_gap_seconds", "hangup_seconds"}
     assert told["longest_gap_seconds"] > 0.09 and told["hangup_seconds"] > 0
