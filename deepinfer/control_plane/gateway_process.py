@@ -33,8 +33,6 @@ from deepinfer.fleet.entry import run_process
 from deepinfer.fleet.mirror import Mirror
 from deepinfer.fleet.resource import Resource
 
-DEAF_SECONDS = 1.0
-"""The kernel tells the main process's death with a signal for each of its threads: that is one reason to drain."""
 MEETING_SECONDS = 1.0
 """For the engines that are said to be ready to say so themselves; who does not answer is not waited for longer."""
 
@@ -50,7 +48,7 @@ class Orders(Resource):
 async def run(orders: Orders) -> None:
     """Until a signal, or the end of the main process, ends it."""
     gc.set_threshold(*GARBAGE_THRESHOLDS)
-    asked_to_stop = stop_signal(DEAF_SECONDS)
+    asked_to_stop = stop_signal()
     serve = orders.config.serve
     connection = Connection()
     siblings = Siblings(orders.folder, orders.number, serve.gateways)

@@ -26,6 +26,10 @@ class MethodNotAllowed(errors.InvalidRequest):
         self.allowed = allowed
 
 
+class ResponseNotFound(errors.DeepinferError):
+    """Responses are kept by the engine that made them, if at all; say which: ?model=NAME."""
+
+
 class ForeignOrigin(errors.DeepinferError):
     """A web page of another origin may not use this server."""
 
@@ -110,6 +114,7 @@ class Told(NamedTuple):
 TOLD: dict[type[errors.DeepinferError], Told] = {
     BodyTooLarge: Told(413, "invalid_request_error", "body_too_large"),
     MethodNotAllowed: Told(405, "invalid_request_error", "method_not_allowed"),
+    ResponseNotFound: Told(404, "invalid_request_error", "response_not_found"),
     ForeignOrigin: Told(403, "permission_error", "foreign_origin"),
     Overloaded: Told(429, "rate_limit_error", "model_overloaded"),
     RateLimited: Told(429, "rate_limit_error", "rate_limit_exceeded"),

@@ -20,7 +20,6 @@ from types import TracebackType
 from deepinfer.control_plane.gateway.siblings import Siblings
 from deepinfer.control_plane.gateway_process import Orders
 from deepinfer.etcd.backoff import Backoff
-from deepinfer.fleet.die_with_parent import dying_with_me
 
 log = logging.getLogger(__name__)
 
@@ -91,10 +90,12 @@ async def _running(orders: Orders) -> AsyncIterator[Process]:
     """Its log is ours. It drains when the block ends, and is killed when that takes too long."""
     command = [sys.executable, "-P", "-m", "deepinfer.control_plane.gateway_process"]
     # A session of its own: Ctrl-C in the terminal is for the main process, which tells the others.
-    process = await asyncio.create_subprocess_exec(*dying_with_me(command), stdin=PIPE, start_new_session=True)
+    process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, start_new_session=True)
     try:
         assert process.stdin is not None  # noqa: S101 - it is a pipe
-        process.stdin.write(orders.to_json() + b"\n")  # and it stays open: its end tells that of this process
+        # It stays open, and its end tells that of this process, once. A death signal of the kernel would come once for
+        # each thread that dies, and a second signal means "at once".
+        process.stdin.write(orders.to_json() + b"\n")
         yield process
     finally:
         await _ended(process, orders.config.serve.drain_seconds + SPARE_SECONDS)

@@ -14,17 +14,13 @@ def nothing() -> None:
     """Needs to be done."""
 
 
-def stop_signal(deaf_seconds: float = 0.0) -> asyncio.Event:
-    """Set by the first signal; the second one ends the process at once, unless it comes within `deaf_seconds`."""
+def stop_signal() -> asyncio.Event:
+    """Set by the first signal; the second one ends the process at once."""
     asked = asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def ask() -> None:
-        if not asked.is_set():
-            asked.set()
-            loop.call_later(deaf_seconds, listen_no_more) if deaf_seconds else listen_no_more()
-
-    def listen_no_more() -> None:
+        asked.set()
         for each in _STOP_SIGNALS:
             loop.remove_signal_handler(each)
             signal.signal(each, signal.SIG_DFL)  # Python's own handler would raise in the midst of the clean-up

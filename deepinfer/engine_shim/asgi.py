@@ -24,6 +24,7 @@ class AsgiExchange:
         self._head: Head | None = None
         self._ended = False
         self._disconnected = asyncio.Event()
+        self._listeners = 0
 
     async def run(self, app: AsgiApp) -> None:
         """Whatever the application raises is the caller's to report."""
@@ -35,6 +36,15 @@ class AsgiExchange:
         if not self._ended:
             self._put(answer_to_bytes(Failure(self._stream, "The engine's application ended before its answer did.")))
 
+    def client_left(self) -> bool:
+        """Whether the application listens for it, and so ends by itself; one that does not must be cancelled.
+
+        vLLM runs its work in a task of its own, which goes on to the last token when only its parent is cancelled.
+        """
+        self._ended = True
+        self._disconnected.set()
+        return self._listeners > 0
+
     def grant(self, count: int) -> None:
         """The reader has read so much."""
         self._window += count
@@ -44,7 +54,7 @@ class AsgiExchange:
         call = self._call
         return {
             "type": "http",
-            # From 2.4 on an application need not watch for the client's leaving: its task is cancelled.
+            # From 2.4 on an application need not watch for the client's leaving: where it does not, it is cancelled.
             "asgi": {"version": "3.0", "spec_version": "2.4"},
             "http_version": "1.1",
             "method": call.method,
@@ -63,7 +73,11 @@ class AsgiExchange:
         if not self._body_given:
             self._body_given = True
             return {"type": "http.request", "body": self._call.body, "more_body": False}
-        await self._disconnected.wait()
+        self._listeners += 1
+        try:
+            await self._disconnected.wait()
+        finally:
+            self._listeners -= 1
         return {"type": "http.disconnect"}
 
     async def _send(self, message: Message) -> None:

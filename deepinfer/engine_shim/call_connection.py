@@ -19,6 +19,8 @@ from deepinfer.engine_shim.outbox import Outbox
 from deepinfer.engine_shim.served_engine import AsgiApp
 
 _REQUEST_BYTES: Final = 256 << 20
+_LEAVING_SECONDS: Final = 5.0
+"""How long an application that was told of its client's leaving may take to end."""
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +70,8 @@ class CallConnection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
         self._coming.clear()
-        for task in self.tasks:
-            task.cancel()
+        for exchange, task in self._running.values():
+            _end(exchange, task)
 
     def _meet(self, kind: int, key: bytes) -> None:
         if kind != HELLO or not compare_digest(key, self._key):
@@ -89,7 +91,7 @@ class CallConnection(asyncio.Protocol):
             case Cancel(stream):
                 self._coming.pop(stream, None)
                 if stream in self._running:
-                    self._running[stream][1].cancel()
+                    _end(*self._running[stream])
 
     def _start_if(self, stream: int, whole: bool) -> None:
         coming = self._coming[stream]
@@ -120,6 +122,14 @@ class CallConnection(asyncio.Protocol):
 
     def _fail(self, stream: int, message: str) -> None:
         self._outbox.put(answer_to_bytes(Failure(stream, message)))
+
+
+def _end(exchange: AsgiExchange, task: asyncio.Task[None]) -> None:
+    """Nobody waits for its answer any more."""
+    if exchange.client_left():
+        asyncio.get_running_loop().call_later(_LEAVING_SECONDS, task.cancel)
+    else:
+        task.cancel()
 
 
 @dataclass(slots=True)

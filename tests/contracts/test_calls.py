@@ -118,6 +118,36 @@ async def test_cancelling_and_leaving_stop_the_application() -> None:
             await caller.open(EngineCall("GET", "/")).until_head()
 
 
+@pytest.mark.parametrize("leaving", ["cancelled", "gone"])
+async def test_an_application_that_listens_for_its_client_s_leaving_ends_its_own_tasks(leaving: str) -> None:
+    """As vLLM does it: its work is a task that a cancelled parent would leave behind."""
+    ended = asyncio.Event()
+
+    async def works() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        work = asyncio.create_task(works())
+        assert await receive() == {"type": "http.disconnect"}
+        work.cancel()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"for nobody"})
+
+    async with served(app) as serving, bare_caller(serving.endpoint) as caller, asyncio.timeout(3):
+        caller.send(hello(KEY), Open(1, EngineCall("GET", "/"), whole=True))
+        while not (serving.connections and serving.connections[0].tasks):  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0.001)
+        if leaving == "cancelled":
+            caller.send(Cancel(1))
+        else:
+            serving.connections[0].close()
+        await ended.wait()
+
+
 @pytest.mark.parametrize(
     "said",
     [

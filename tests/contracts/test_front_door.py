@@ -18,7 +18,7 @@ from deepinfer.control_plane.access.web_pages import WebPages
 from deepinfer.control_plane.gateway.app import Gateway
 from deepinfer.control_plane.gateway.front_door import FrontDoor
 from deepinfer.control_plane.gateway.parts import Parts
-from deepinfer.control_plane.gateway.relay import RELAYED_PATHS
+from deepinfer.control_plane.gateway.relayed_paths import RELAYED_PATHS
 from deepinfer.control_plane.gateway.server import listening
 from deepinfer.control_plane.management.app import management_app
 from deepinfer.control_plane.router.replicas import Replicas

@@ -11,7 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from deepinfer.control_plane.gateway.relay import RELAYED_PATHS
+from deepinfer.control_plane.gateway.first_bytes import HELD_BYTES
+from deepinfer.control_plane.gateway.relayed_paths import RELAYED_PATHS
 from deepinfer.engine_shim.frames import AnswerFrame, Body, End, EngineCall, Failure, Head
 from tests.gateway_parts import RunningGateway, fleet_of, running_gateway, until
 from tests.hand_made_engine import Answering, HandMadeEngine, answers, hand_made_engine
@@ -62,6 +63,14 @@ FAILURES = {
     "head, then failure": breaks_after(),
     "nothing": answers(),
     "odd status": odd_status,
+    "JSON, then failure": breaks_after(b'{"choices": [', b'{"ind', content_type=b"application/json"),
+    "JSON cut off": answers(b'{"choices": [', b'{"ind'),
+    "JSON garbled": answers(b'{"choices": [\x00\xff]}'),
+    "a web page": answers(b"<html>It works!</html>", content_type=b"text/html; charset=utf-8"),
+    "HTML for JSON": answers(b"<html>It works!</html>", content_type=b"application/json; charset=utf-8"),
+    "no event": answers(b"<html>It works!</html>", content_type=SSE),
+    "an event garbled": answers(b'data: {"choices": [{"ind\n\n', b"data: [DONE]\n\n", content_type=SSE),
+    "an empty stream": answers(content_type=SSE),
 }
 
 
@@ -123,7 +132,8 @@ async def test_a_stream_that_breaks_ends_with_an_error_event_and_no_done(pieces:
 
 
 async def test_any_other_body_that_breaks_ends_with_its_connection() -> None:
-    async with gateway_over(breaks_after(b'{"choices": [', content_type=b"application/json")) as (gateway, _):
+    begun = b'{"choices": [' + b" " * HELD_BYTES
+    async with gateway_over(breaks_after(begun, content_type=b"application/json")) as (gateway, _):
         with pytest.raises(httpx.RemoteProtocolError):
             await gateway.ask()
 

@@ -27,7 +27,7 @@ from tests.call_parts import KEY, bare_caller, caller_of, served
 from tests.gateway_parts import fleet_of, running_gateway, until
 from tests.shim_in_process import shim_over
 
-PIECE = b"x" * (256 << 10)
+PIECE = b":" * (256 << 10)
 PIECES = 40
 
 

@@ -125,6 +125,9 @@ async def test_a_body_that_is_too_large_is_a_413(gateway: RunningGateway, declar
     [
         ("GET", CHAT, "POST"),
         ("DELETE", "/tokenize", "POST"),
+        ("HEAD", "/v1/images/generations", "POST"),
+        ("OPTIONS", "/v1/embeddings", "POST"),
+        ("PUT", "/v1/audio/transcriptions", "POST"),
         ("POST", "/v1/models", "GET, HEAD"),
         ("DELETE", "/v1/models/chat", "GET, HEAD"),
         ("PUT", "/health", "GET, HEAD"),
@@ -133,7 +136,14 @@ async def test_a_body_that_is_too_large_is_a_413(gateway: RunningGateway, declar
 async def test_another_method_is_a_405(gateway: RunningGateway, method: str, path: str, allowed: str) -> None:
     answer = await gateway.http.request(method, path)
     assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
-    assert told(answer)["code"] == "method_not_allowed"
+    assert method == "HEAD" or told(answer)["code"] == "method_not_allowed"
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+async def test_a_response_s_id_does_not_tell_which_engine_has_it(gateway: RunningGateway, method: str) -> None:
+    answer = await gateway.http.request(method, "/v1/responses/resp_1")
+    assert (answer.status_code, told(answer)["code"]) == (404, "response_not_found")
+    assert "?model=NAME" in told(answer)["message"]
 
 
 async def test_what_is_not_the_gateways_goes_to_the_management_api(gateway: RunningGateway) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import math
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ import httpx
 import openai
 import pytest
 import uvicorn
+from pydantic import BaseModel
 
 from deepinfer.engine_shim.engine_args import SimArgs
 from deepinfer.engine_shim.engines.sim import SimEngine
@@ -24,6 +25,12 @@ from deepinfer.engine_shim.token_engine import TokenDelta, TokenEngine, TokenLog
 from deepinfer.fleet.errors import EngineFailed
 
 HI: list[Any] = [{"role": "user", "content": "hi there"}]
+
+
+class Person(BaseModel):
+    age: int
+
+
 LIMIT = 512
 
 
@@ -245,7 +252,14 @@ BAD_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"logit_bias": {"9999": 1}}, "logit_bias"),
     ({"logit_bias": {"1": 101}}, "logit_bias.1"),
     ({"tools": [{"type": "function"}]}, "tools"),
+    ({"tool_choice": "required"}, "tool_choice"),
+    ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
     ({"response_format": {"type": "json_schema"}}, "response_format"),
+    ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"echo": True}, "echo"),
+    ({"return_token_ids": True}, "return_token_ids"),
+    ({"include_reasoning": False}, "include_reasoning"),
+    ({"cache_salt": "mine"}, "cache_salt"),
     ({"modalities": ["audio"]}, "modalities"),
     ({"chat_template": "{{ 1 }}"}, "chat_template"),
     ({"guided_json": {}}, "guided_json"),
@@ -265,13 +279,14 @@ BAD_COMPLETION: list[tuple[dict[str, Any], str]] = [
     ({"logprobs": 1, "echo": True}, "echo"),
     ({"best_of": 3}, "best_of"),
     ({"suffix": "end"}, "suffix"),
+    ({"vllm_xargs": {"a": 1}}, "vllm_xargs"),
     ({"max_tokens": 0}, "max_tokens"),
 ]
 FINE: list[tuple[str, dict[str, Any]]] = [
     ("/v1/chat/completions", {"temperature": 0, "seed": None, "stop": None, "top_k": -1, "logit_bias": {"5": -100}}),
     (
         "/v1/chat/completions",
-        {"tools": [], "response_format": {"type": "text"}, "parallel_tool_calls": True, "what": 1},
+        {"tools": [], "tool_choice": "auto", "response_format": {"type": "text"}, "echo": False, "what": 1},
     ),
     ("/v1/chat/completions", {"tools": [{"type": "function"}], "tool_choice": "none", "max_completion_tokens": 3}),
     ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]}),
@@ -327,3 +342,20 @@ async def test_unknown_models_and_paths_are_not_found() -> None:
     path = await post("/v1/audio/speech", {})
     assert (path.status_code, path.json()["error"]["code"]) == (404, "unknown_url")
     assert (await post("/v1/models", {})).status_code == 405
+
+
+async def test_the_client_s_other_calls_are_refused_with_a_sentence(client: openai.AsyncOpenAI) -> None:
+    refused: list[Coroutine[Any, Any, Any]] = [
+        client.embeddings.create(model="m", input="hi"),
+        client.responses.create(model="m", input="hi"),
+        client.images.generate(model="m", prompt="a cat"),
+        client.audio.transcriptions.create(model="m", file=b"RIFF"),
+    ]
+    for call in refused:
+        with pytest.raises(
+            openai.NotFoundError, match=r"does not serve /v1/.*; it serves /v1/chat/completions, "
+        ) as error:
+            await call
+        assert error.value.code == "unknown_url"
+    with pytest.raises(openai.BadRequestError, match="'response_format' is not supported"):
+        await client.chat.completions.parse(model="m", messages=HI, response_format=Person)

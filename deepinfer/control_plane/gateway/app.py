@@ -4,6 +4,7 @@
 *     any path with ?model=NAME                               relayed to an engine (relay.py), as it is
 *     /v1/models, /v1/models/NAME, /health, /ready, /metrics  answered here (GET)
 POST  everything else: its body names a model                 relayed to an engine
+*     RELAYED_PATHS, /v1/responses/ID                         refused here: 405, 404
 *     the rest: /docs and what is nowhere, lifespan included  the management API
 
 No list of engines' endpoints is kept: what a path means is the engine's to say. A request goes to one replica, also one
@@ -20,8 +21,9 @@ from deepinfer.control_plane.gateway.body import model_in_query, request_id
 from deepinfer.control_plane.gateway.error_reply import error_reply
 from deepinfer.control_plane.gateway.openai_models import model_list, one_model
 from deepinfer.control_plane.gateway.parts import Parts
-from deepinfer.control_plane.gateway.relay import RELAYED_PATHS, Relay
-from deepinfer.control_plane.openai_errors import GatewayEnds, MethodNotAllowed
+from deepinfer.control_plane.gateway.relay import Relay
+from deepinfer.control_plane.gateway.relayed_paths import RELAYED_PATHS
+from deepinfer.control_plane.openai_errors import GatewayEnds, MethodNotAllowed, ResponseNotFound
 from deepinfer.fleet.errors import DeepinferError, NoReadyReplica
 
 MANAGEMENT_PATHS = (
@@ -67,6 +69,8 @@ class Gateway:
             await (await _answer(page, scope)).send(send)
         elif scope["path"] in RELAYED_PATHS:
             await _not_allowed(scope["method"], "POST").send(send)
+        elif scope["path"].startswith("/v1/responses/"):  # it names no model, so no engine
+            await error_reply(ResponseNotFound()).send(send)
         else:
             await self._manage(scope, receive, send)
 

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 from deepinfer.control_plane.gateway.admission import Admission, Asked
 from deepinfer.control_plane.gateway.event_errors import EventErrors
+from deepinfer.control_plane.gateway.first_bytes import check_first_event, first_bytes, says_nothing
 from deepinfer.control_plane.gateway.measured import Failure, Measured
+from deepinfer.control_plane.gateway.relayed_paths import RELAYED_PATHS
 from deepinfer.control_plane.router.loan import Loan
 from deepinfer.control_plane.router.retry_budget import RetryBudget
 from deepinfer.engine_shim.client import Answer, EngineClient
@@ -111,7 +113,8 @@ async def _open(client: EngineClient, call: EngineCall) -> Opened | EngineFailed
             raise
     except EngineFailed as error:
         return error
-    if not 200 <= answer.status <= 599 or (answer.status == 200 and not opened.first):
+    must_say = call.path in RELAYED_PATHS and call.method != "HEAD"  # elsewhere a bare 200 may be all there is to say
+    if not 200 <= answer.status <= 599 or (must_say and says_nothing(answer, opened.first)):
         answer.cancel()
         return EngineFailed(f"The engine answered with status {answer.status} and nothing that can be passed on.")
     return opened
@@ -120,7 +123,7 @@ async def _open(client: EngineClient, call: EngineCall) -> Opened | EngineFailed
 async def _begun(answer: Answer) -> Opened:
     """Raises `EngineFailed` also for a stream whose first event is an error."""
     if not _is_event_stream(answer):
-        return Opened(answer, await anext(answer, b""), None)
+        return Opened(answer, await first_bytes(answer), None)
     errors, first = EventErrors(), b""
     async for piece in answer:
         first = errors.passed(piece)
@@ -128,6 +131,7 @@ async def _begun(answer: Answer) -> Opened:
             break
     if errors.failure is not None and errors.nothing_before:
         raise EngineFailed(errors.failure)
+    check_first_event(first)
     return Opened(answer, first or errors.rest(), errors)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-from deepinfer.control_plane.gateway.relay import RELAYED_PATHS
+from deepinfer.control_plane.gateway.relayed_paths import RELAYED_PATHS
 from deepinfer.fleet.api_key import Role
 
 OPEN = frozenset(("/health", "/ready"))

@@ -20,6 +20,7 @@ from deepinfer.control_plane.gateway.attempts import Attempts, Begun, Opened
 from deepinfer.control_plane.gateway.bill import Bill
 from deepinfer.control_plane.gateway.body import ClientGone, ModelRequest, read_request, request_id
 from deepinfer.control_plane.gateway.client_stream import ClientStream
+from deepinfer.control_plane.gateway.engine_errors import engine_error
 from deepinfer.control_plane.gateway.error_reply import error_event, error_reply
 from deepinfer.control_plane.gateway.event_errors import EventErrors
 from deepinfer.control_plane.gateway.hang_up import WhileClientListens
@@ -27,6 +28,7 @@ from deepinfer.control_plane.gateway.measured import Measured
 from deepinfer.control_plane.gateway.metrics import Metrics
 from deepinfer.control_plane.gateway.model_queue import urgency
 from deepinfer.control_plane.gateway.openai_models import nobody_for
+from deepinfer.control_plane.gateway.relayed_paths import RELAYED_PATHS
 from deepinfer.control_plane.limits.ledger import Ledger
 from deepinfer.control_plane.openai_errors import QUEUE_POSITION, QUEUE_SECONDS, code_of
 from deepinfer.control_plane.router.replicas import Replicas
@@ -36,29 +38,6 @@ from deepinfer.fleet.errors import DeepinferError, EngineFailed
 log = logging.getLogger(__name__)
 
 BROKEN_OFF = 502  # what an answer counts as that broke off, whatever status it had begun with
-RELAYED_PATHS = frozenset(
-    (
-        "/v1/chat/completions",
-        "/v1/completions",
-        "/v1/embeddings",
-        "/v1/responses",
-        "/v1/messages",
-        "/v1/messages/count_tokens",
-        "/v1/rerank",
-        "/v2/rerank",
-        "/rerank",
-        "/v1/score",
-        "/score",
-        "/pooling",
-        "/classify",
-        "/invocations",
-        "/v1/audio/speech",
-        "/v1/audio/transcriptions",
-        "/v1/audio/translations",
-        "/tokenize",
-        "/detokenize",
-    )
-)
 _NOT_SENT_BACK = HOP_BY_HOP | {
     b"server",
     b"date",
@@ -113,7 +92,7 @@ class Relay:
             measured.status = BROKEN_OFF
             raise
         except DeepinferError as error:
-            reply = error_reply(error, ((b"x-request-id", measured.request_id),))
+            reply = error_reply(error, ((b"x-request-id", measured.request_id),), measured.scope["path"])
             measured.refused(reply.status, code_of(error))
             await reply.send(send)
 
@@ -125,7 +104,10 @@ class Relay:
             begun = await self._attempts.begin(asked, request.call, turn.loan, measured)
             try:
                 measured.first_byte(begun.opened.errors is not None)
-                measured.status = await _pass_on(begun, send, measured, _queue_headers(turn))
+                if begun.opened.answer.status >= 400:
+                    measured.status = await _refuse(begun, request, send, measured)
+                else:
+                    measured.status = await _pass_on(begun, send, measured, _queue_headers(turn))
                 took = self._now() - began if measured.status < 400 else None
             finally:
                 begun.opened.answer.cancel()  # nothing, if the answer is whole
@@ -151,6 +133,14 @@ def _queue_headers(turn: Turn) -> Headers:
     if not turn.waited:
         return ()
     return ((QUEUE_POSITION.encode(), b"%d" % turn.position), (QUEUE_SECONDS.encode(), b"%.3f" % turn.waited))
+
+
+async def _refuse(begun: Begun, request: ModelRequest, send: Send, measured: Measured) -> int:
+    """The status that the engine said, in the shape that the client reads."""
+    answer, own = begun.opened.answer, ((b"x-request-id", measured.request_id),)
+    await (await engine_error(answer, begun.opened.first, request, own)).send(send)
+    begun.loan.answered()
+    return answer.status
 
 
 async def _pass_on(begun: Begun, send: Send, measured: Measured, more: Headers) -> int:

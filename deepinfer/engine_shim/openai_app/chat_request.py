@@ -36,6 +36,8 @@ class ChatRequest(GenerationRequest):
         super().model_post_init(context)
         if self.tools and self.tool_choice != "none":
             raise InvalidRequest("'tools' are not supported by this engine; set tool_choice to none.", param="tools")
+        if self.tool_choice not in ("auto", "none") and not self.tools:
+            raise InvalidRequest("'tool_choice' needs tools, and this engine supports none.", param="tool_choice")
         if self.top_logprobs is not None and not self.logprobs:
             raise InvalidRequest("'top_logprobs' needs logprobs to be true.", param="top_logprobs")
 

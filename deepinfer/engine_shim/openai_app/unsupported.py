@@ -38,10 +38,29 @@ _REFUSED: Final[dict[str, tuple[Any, ...]]] = {
     "chat_template": (),  # a template is a program: only the model's own runs
     "documents": ([],),
     "mm_processor_kwargs": ({},),
+    "media_io_kwargs": ({},),
+    "mm_payload": (),
+    "return_mm_kwargs": (False,),
+    "moderation": (),
+    "echo": (False,),  # of a chat; a completion has it
+    "logprob_token_ids": ([],),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "return_token_offsets": (False,),
+    "return_prompt_text": (False,),
+    "include_reasoning": (True,),
+    "thinking_token_budget": (),
+    "repetition_detection": (),
+    "watermarking": (False,),
+    "cache_salt": (),  # it would keep callers' caches apart
+    "kv_transfer_params": ({},),
+    "ec_transfer_params": ({},),
+    "vllm_xargs": ({},),
 }
 _NO_EFFECT_NAMES: Final = (
-    "metadata parallel_tool_calls prediction priority prompt_cache_key prompt_cache_retention request_id "
-    "safety_identifier service_tier session_id spaces_between_special_tokens store user verbosity"
+    "metadata parallel_tool_calls prediction priority prompt_cache_key prompt_cache_options prompt_cache_retention "
+    "request_id safety_identifier service_tier session_id spaces_between_special_tokens store stream_interval "
+    "truncation_side user verbosity"
 )
 _NO_EFFECT: Final = frozenset(_NO_EFFECT_NAMES.split())
 
