@@ -25,6 +25,7 @@ PURE = [
     "control_plane/router/choose.py",
     "control_plane/router/news.py",
     "control_plane/router/candidate.py",
+    "control_plane/router/split.py",
     "agent/plan.py",
     "etcd/pace.py",
     "agent/pressure.py",

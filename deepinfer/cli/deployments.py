@@ -54,6 +54,7 @@ def deploy(
     max_surge: spec.MaxSurge = None,
     max_unavailable: spec.MaxUnavailable = None,
     rollout_deadline: spec.RolloutDeadline = None,
+    new_generation_percent: spec.NewGenerationPercent = None,
     dry_run: DryRun = False,
     wait: Wait = True,
     timeout: Timeout = 900,

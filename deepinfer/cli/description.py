@@ -9,7 +9,12 @@ from deepinfer.cli.views import View
 from deepinfer.fleet.spec import DeploymentSpec, DockerOptions
 
 _ALWAYS = ("model", "engine", "replicas")
-_ROLLOUT = {"max_surge": "{} max surge", "max_unavailable": "{} max unavailable", "deadline_seconds": "{} s deadline"}
+_ROLLOUT = {
+    "max_surge": "{} max surge",
+    "max_unavailable": "{} max unavailable",
+    "deadline_seconds": "{} s deadline",
+    "new_generation_percent": "{} % of requests to the new generation",
+}
 
 
 def spec_lines(spec: View) -> list[str]:
@@ -26,7 +31,8 @@ def _told(field: str, value: Any, default: Any) -> str:
     if field not in _ALWAYS and (value == default or value in (None, {}, [])):
         return ""
     if field == "rollout":
-        return ", ".join(_ROLLOUT.get(part, f"{part} {{}}").format(number) for part, number in value.items())
+        said = {part: number for part, number in value.items() if number is not None}
+        return ", ".join(_ROLLOUT.get(part, f"{part} {{}}").format(number) for part, number in said.items())
     if isinstance(value, dict):
         usual = default if isinstance(default, dict) else {}
         return ", ".join(

@@ -9,6 +9,7 @@ import sys
 
 import typer
 
+from deepinfer.cli.alias import alias
 from deepinfer.cli.backup import backup, restore
 from deepinfer.cli.chat import chat
 from deepinfer.cli.deployments import apply, delete, deploy
@@ -60,7 +61,8 @@ for command in (
     *(cordon, uncordon, drain, rebalance, backup, restore, version),
 ):
     app.command()(command)
-for name, group in {"rollout": rollout, "node": node, "engine": engine, "fleet": fleet, "keys": keys}.items():
+_GROUPS = {"rollout": rollout, "alias": alias, "node": node, "engine": engine, "fleet": fleet, "keys": keys}
+for name, group in _GROUPS.items():
     app.add_typer(group, name=name)
 
 

@@ -89,6 +89,15 @@ class Server:
     def delete(self, name: str) -> View:
         return _object(self._ask("DELETE", _path("deployments", name)))
 
+    def aliases(self) -> list[View]:
+        return _listed(self._ask("GET", "/v1/aliases"))
+
+    def set_alias(self, name: str, targets: list[View]) -> View:
+        return _object(self._ask("PUT", _path("aliases", name), {"targets": targets}))
+
+    def remove_alias(self, name: str) -> View:
+        return _object(self._ask("DELETE", _path("aliases", name)))
+
     def replicas(self) -> list[View]:
         return _listed(self._ask("GET", "/v1/replicas"))
 

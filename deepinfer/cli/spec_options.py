@@ -45,6 +45,9 @@ MaxUnavailable = Annotated[int | None, typer.Option(help="Replicas below it in a
 RolloutDeadline = Annotated[
     int | None, typer.Option(metavar="SECONDS", help="Without progress, before what was good comes back.")
 ]
+NewGenerationPercent = Annotated[
+    int | None, typer.Option(metavar="PERCENT", help="Of requests, to new replicas in a rollout.  [default: by load]")
+]
 
 _AS_THEY_ARE = (
     *("model", "name", "engine", "engine_version", "backend", "docker_image", "model_path", "device"),
@@ -59,6 +62,7 @@ def fields_of(options: Mapping[str, Any]) -> dict[str, Any]:
         "max_surge": options["max_surge"],
         "max_unavailable": options["max_unavailable"],
         "deadline_seconds": options["rollout_deadline"],
+        "new_generation_percent": options["new_generation_percent"],
     }
     fields = {
         **{field: options[field] for field in _AS_THEY_ARE},

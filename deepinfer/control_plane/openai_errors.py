@@ -95,6 +95,14 @@ class NothingToUndo(errors.DeepinferError):
     """The deployment has no earlier revision that differs."""
 
 
+class AliasNotFound(errors.DeepinferError):
+    """There is no alias of that name; `deepinfer alias list` lists them."""
+
+
+class AliasExists(errors.DeepinferError):
+    """An alias has that name; `deepinfer alias remove` frees it."""
+
+
 class NodeNotFound(errors.DeepinferError):
     """There is no node of that name; `deepinfer get nodes` lists them."""
 
@@ -129,6 +137,8 @@ TOLD: dict[type[errors.DeepinferError], Told] = {
     UnreadableDeployment: Told(409, "conflict", "deployment_unreadable"),
     RevisionNotFound: Told(404, "invalid_request_error", "revision_not_found"),
     NothingToUndo: Told(409, "conflict", "nothing_to_undo"),
+    AliasNotFound: Told(404, "invalid_request_error", "alias_not_found"),
+    AliasExists: Told(409, "conflict", "alias_exists"),
     NodeNotFound: Told(404, "invalid_request_error", "node_not_found"),
     NodeInUse: Told(409, "conflict", "node_in_use"),
     errors.InvalidRequest: Told(400, "invalid_request_error"),

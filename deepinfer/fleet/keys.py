@@ -15,6 +15,7 @@ CONDITIONS = f"{FLEET}conditions/"
 ABSENCES = f"{FLEET}absences/"
 MOVES = f"{FLEET}moves/"
 API_KEYS = f"{FLEET}api_keys/"
+ALIASES = f"{FLEET}aliases/"
 EVENTS = "/deepinfer-events/"
 """Beside the fleet: who follows the fleet is not woken by what is only told to people."""
 USAGE = "/deepinfer-usage/"
@@ -103,6 +104,11 @@ def usage(gateway: str) -> str:
 def api_key(key_id: str) -> str:
     """Written by the management API."""
     return f"{API_KEYS}{key_id}"
+
+
+def alias(name: str) -> str:
+    """Written by the management API."""
+    return f"{ALIASES}{name}"
 
 
 def event(about: str, identifier: str) -> str:

@@ -135,11 +135,11 @@ class Mirror:
         await self.reaches(self.store.written)
         return View(self.reading, self.fleet)
 
-    async def read(self, prefix: str) -> Reading:
+    async def read(self, *prefixes: str) -> Reading:
         """From etcd itself, for a write that must know the newest."""
         if self.doubt:
             raise AnotherFleet(self.doubt)
-        return await self.store.read(prefix)
+        return await self.store.read(*prefixes)
 
     async def commit(
         self,

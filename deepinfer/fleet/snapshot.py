@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from pydantic import ValidationError
 
 from deepinfer.fleet import keys
+from deepinfer.fleet.alias import Alias
 from deepinfer.fleet.api_key import ApiKey
 from deepinfer.fleet.conditions import Conditions
 from deepinfer.fleet.reading import Reading
@@ -35,6 +36,7 @@ class Snapshot:
     conditions: tuple[Conditions, ...] = ()
     moves: tuple[Move, ...] = ()
     absences: tuple[Absence, ...] = ()
+    aliases: tuple[Alias, ...] = ()
     api_keys: tuple[ApiKey, ...] = ()
     unreadable: Mapping[str, str] = field(default_factory=dict)
     """Key -> why. Nothing may be concluded from the absence of an object that is merely unreadable."""
@@ -85,6 +87,7 @@ KINDS = (
     Kind(keys.ABSENCES, "absences", Absence),
     Kind(keys.API_KEYS, "api_keys", ApiKey),
     Kind(keys.MOVES, "moves", Move),
+    Kind(keys.ALIASES, "aliases", Alias),
 )
 
 

@@ -119,6 +119,8 @@ class RolloutPolicy(Record):
     max_surge: int = Field(default=1, ge=0, le=1024)  # replicas above the wanted number, meanwhile
     max_unavailable: int = Field(default=0, ge=0, le=1024)  # below it; where there is no room to surge, one is taken
     deadline_seconds: int = Field(default=900, ge=1, le=86_400)  # without progress; then the last good one comes back
+    new_generation_percent: int | None = Field(default=None, ge=0, le=100)
+    """Of the requests, while replicas of two generations answer; None: as they are busy."""
 
 
 class DeploymentSpec(Record):

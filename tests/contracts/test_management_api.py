@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -102,6 +103,8 @@ async def test_unknown_paths_methods_and_parameters_have_the_same_shape(api: htt
     assert error_of(await api.get("/v1/nothing"))["message"].startswith("GET /v1/nothing: Not Found")
     wrong_method = await api.delete("/v1/nodes")
     assert (wrong_method.status_code, wrong_method.headers["allow"]) == (405, "GET")
+    all_methods = await api.post("/v1/deployments/chat")
+    assert (all_methods.status_code, all_methods.headers["allow"]) == (405, "DELETE, GET, PATCH, PUT")
     wrong_tail = await api.get("/v1/replicas/x/logs", params={"tail": "many"})
     assert (wrong_tail.status_code, error_of(wrong_tail)["param"]) == (400, "tail")
 
@@ -276,6 +279,14 @@ async def test_before_the_store_is_connected_only_the_documentation_answers() ->
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
         assert (await client.get("/v1/deployments")).status_code == 503
         assert (await client.get("/docs")).status_code == 200
+
+
+async def test_the_documentation_needs_no_internet(api: httpx.AsyncClient) -> None:
+    page = (await api.get("/docs")).text
+    loaded = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert len(loaded) == 3 and all(address.startswith("/docs/assets/") for address in loaded)
+    for address in loaded:
+        assert len((await api.get(address)).raise_for_status().content) > 1000
 
 
 async def test_the_documentation_describes_bodies_and_resolves_every_reference(api: httpx.AsyncClient) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from deepinfer.cli.alias import split_words, targets_of
 from deepinfer.cli.description import spec_lines
 from deepinfer.cli.differences import differences
 from deepinfer.cli.failures import InvalidInput
@@ -116,6 +117,10 @@ def test_specs_are_compared_field_by_field_and_objects_part_by_part() -> None:
         ({"anti_affinity": ["chat", "other"]}, "anti_affinity:  chat, other"),
         ({"strategy": "pack"}, "strategy:  pack"),
         ({"rollout": {"max_surge": 2}}, "rollout:   2 max surge, 0 max unavailable, 900 s deadline"),
+        (
+            {"rollout": {"new_generation_percent": 5}},
+            "rollout:   1 max surge, 0 max unavailable, 900 s deadline, 5 % of requests to the new generation",
+        ),
         ({"max_model_len": 64}, "max_model_len:  64"),
         ({"docker": {"ipc": "host", "pull": "never"}, "backend": "docker"}, "docker:    pull=never, ipc=host"),
     ],
@@ -241,3 +246,13 @@ def test_a_store_that_is_away_is_not_called_sound(trouble: str, stale_since: str
     assert store_sentence({"trouble": trouble, "alarm": "", "stale_since": stale_since}).startswith(told)
     full = {"trouble": trouble, "alarm": "etcd's database is full", "stale_since": stale_since}
     assert "sound" not in store_sentence(full) and "is full" in store_sentence(full)
+
+
+def test_an_aliass_targets_have_weights_and_are_told_as_shares() -> None:
+    asked = targets_of(["chat-v1=2", "chat-v2"])
+    assert asked == [{"deployment": "chat-v1", "weight": 2}, {"deployment": "chat-v2", "weight": 1}]
+    assert split_words({"targets": asked}) == "chat-v1 66.7 %, chat-v2 33.3 %"
+    assert split_words({"targets": asked[:1]}) == "chat-v1"
+    for wrong in ("=3", "chat=", "chat=x", "chat=-1", "chat=1.5", "chat=٣", ""):
+        with pytest.raises(InvalidInput, match="write DEPLOYMENT or DEPLOYMENT=WEIGHT"):
+            targets_of([wrong])

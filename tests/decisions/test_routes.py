@@ -14,7 +14,7 @@ from deepinfer.fleet.snapshot import Snapshot
 from tests.fleet_values import deployment, placement, status
 
 ID = "chat-aaaaa-0"
-KNOWN = {ID: Route(ID, 2, "node-1", "127.0.0.1:4711", frozenset({"chat", "org/model"}))}
+KNOWN = {ID: Route(ID, 2, "node-1", "127.0.0.1:4711", "chat", frozenset({"chat", "org/model"}))}
 
 
 def test_a_placement_with_an_endpoint_is_a_route_under_both_its_names() -> None:

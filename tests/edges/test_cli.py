@@ -56,6 +56,7 @@ def nobody() -> str:
         ("delete", "x"),
         ("logs", "x"),
         ("chat", "smollm2", "hello"),
+        ("alias", "list"),
         ("fleet", "confirm", "--yes"),
     ],
 )

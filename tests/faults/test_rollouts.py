@@ -11,7 +11,7 @@ import pytest
 from deepinfer.fleet.rollout import Outcome
 from tests.faults.fault_fleet import FaultFleet
 from tests.faults.invariants import standing
-from tests.fleet import eventually
+from tests.fleet import eventually, routed
 
 
 def generations(fleet: FaultFleet) -> list[int]:
@@ -32,6 +32,20 @@ def test_row_63_a_hot_swap_costs_no_request(tmp_path: Path) -> None:
             generation = patch(fleet, max_model_len=4096)
             eventually(lambda: generations(fleet) == [generation], 30)
             fleet.routed_everywhere()
+            traffic.more()
+        assert not traffic.tally.tried_again, traffic.tally.tried_again
+
+
+def test_a_model_is_swapped_for_another_one_and_no_request_is_lost(tmp_path: Path) -> None:
+    with FaultFleet(tmp_path).running() as fleet:
+        fleet.simulate()
+        with standing(fleet, breaks="chat") as traffic:
+            asked = {"from": "chat", "to": "sim/other", "wait_seconds": 60}
+            swapped = fleet.http.post("/api/models/hot-swap", json=asked)
+            assert (swapped.status_code, swapped.json()["model"]) == (200, "sim/other"), swapped.text
+            assert routed(fleet.http, "chat") >= 1
+            traffic.more()
+            eventually(lambda: [r["generation"] for r in fleet.replicas("chat")] == [2], 30)
             traffic.more()
         assert not traffic.tally.tried_again, traffic.tally.tried_again
 

@@ -175,3 +175,14 @@ def test_a_node_is_called_lost_and_not_forgotten_while_its_engines_answer(two: F
     assert deepinfer(two, "uncordon", "node-2") == "node-2 is ready\n"
     two.http.patch(f"/v1/deployments/{chat}", json={"replicas": 2}).raise_for_status()
     two.wait_ready(chat)
+
+
+def test_an_alias_is_another_name_to_chat_with(two: Fleet, chat: str) -> None:
+    assert deepinfer(two, "alias", "set", "org/other", "chat=2") == "org/other is chat\n"
+    eventually(lambda: "org/other" in [model.id for model in two.openai.models.list()])
+    assert deepinfer(two, "chat", "org/other", "hello", "--max-tokens", "3").strip()
+    listed = deepinfer(two, "alias", "list").splitlines()
+    assert [line.split() for line in listed] == [["NAME", "TARGETS", "MESSAGE"], ["org/other", "chat"]]
+    assert "is a deployment" in fails(two, "alias", "set", "chat", "chat").stderr
+    assert deepinfer(two, "alias", "remove", "org/other") == "org/other is no alias any more\n"
+    assert command(two, "alias", "remove", "org/other").returncode == 4

@@ -48,6 +48,7 @@ class Asked:
     work: float = 1.0
     size: int = 0
     deadline: float = math.inf
+    is_alias: bool = False  # its engines know the model by their deployment's name only
 
 
 @dataclass(eq=False, slots=True)
@@ -106,14 +107,16 @@ class Admission:
         """A replica for a request that had its turn, and failed on those that it tried: it does not wait again."""
         candidates = self._replicas.candidates(asked.model)
         request = RoutedRequest(asked.model, tried)
-        chosen = choose(trusted(candidates), request) or choose(candidates, request)
+        split = self._replicas.split(asked.model)
+        chosen = choose(trusted(candidates), request, split) or choose(candidates, request, split)
         return None if chosen is None else self._replicas.lend(chosen, asked.work)
 
     def _seat(self, asked: Asked) -> Loan | None:
         candidates = self._replicas.candidates(asked.model)
         if not candidates:
             raise nobody_for(self._replicas, asked.model)
-        chosen = choose(self._replicas.roomy(trusted(candidates), asked.work), RoutedRequest(asked.model))
+        roomy = self._replicas.roomy(trusted(candidates), asked.work)
+        chosen = choose(roomy, RoutedRequest(asked.model), self._replicas.split(asked.model))
         return None if chosen is None else self._replicas.lend(chosen, asked.work)
 
     async def _wait(self, asked: Asked, measured: Measured) -> Turn:

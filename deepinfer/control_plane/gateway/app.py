@@ -29,11 +29,13 @@ from deepinfer.fleet.errors import DeepinferError, NoReadyReplica
 MANAGEMENT_PATHS = (
     "/v1/deployments",
     "/v1/replicas",
+    "/v1/aliases",
     "/v1/nodes",
     "/v1/rebalance",
     "/v1/events",
     "/v1/fleet",
     "/v1/api_keys",
+    "/api/",
 )
 """What lies below these is never an engine's."""
 Page = Callable[[Caller], Reply | Awaitable[Reply]]

@@ -15,6 +15,7 @@ from deepinfer.control_plane.gateway.event_errors import EventErrors
 from deepinfer.control_plane.gateway.first_bytes import check_first_event, first_bytes, says_nothing
 from deepinfer.control_plane.gateway.measured import Failure, Measured
 from deepinfer.control_plane.gateway.relayed_paths import RELAYED_PATHS
+from deepinfer.control_plane.gateway.renaming import renamed
 from deepinfer.control_plane.router.loan import Loan
 from deepinfer.control_plane.router.retry_budget import RetryBudget
 from deepinfer.engine_shim.client import Answer, EngineClient
@@ -59,7 +60,8 @@ class Attempts:
         while True:
             measured.sent_to(loan.placement)
             try:
-                outcome = await _open(loan.client, measured.traced(call))
+                own = renamed(call, loan.deployment) if asked.is_alias else call
+                outcome = await _open(loan.client, measured.traced(own))
             except BaseException:
                 loan.give_back()
                 raise

@@ -1,7 +1,8 @@
-"""The value of a form's field, out of a multipart body that is passed on untouched (files among it)."""
+"""The value of a form's field, out of a multipart body of which the rest is passed on untouched (files among it)."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from email.message import Message
 from email.parser import BytesHeaderParser
 
@@ -18,19 +19,35 @@ def is_form(content_type: bytes) -> bool:
 def model_in_form(body: bytes, content_type: bytes) -> str:
     """The last "model" of the form; `InvalidRequest` when there is none, or the form cannot be read."""
     found = None
+    for value in _models(body, content_type):
+        found = _text(body[value])
+    if found is None:
+        raise InvalidRequest("The form has no 'model'; GET /v1/models lists what is served.", "model")
+    return found
+
+
+def renamed_in_form(body: bytes, content_type: bytes, name: str) -> bytes:
+    """The form with another "model", wherever it has one."""
+    pieces: list[bytes] = []
+    done = 0
+    for value in _models(body, content_type):
+        pieces += (body[done : value.start], name.encode())
+        done = value.stop
+    return b"".join((*pieces, body[done:]))
+
+
+def _models(body: bytes, content_type: bytes) -> Iterator[slice]:
+    """Where the values of the fields "model" are."""
     delimiter = _delimiter(content_type)
     start = body.find(delimiter)
     while start >= 0:
         start += len(delimiter)
         if body.startswith(b"--", start):
-            break
+            return
         end = body.find(b"\r\n" + delimiter, start)
         if _name(body, start) == "model":
-            found = _value(body, start, end)
+            yield _value(body, start, end)
         start = end + 2 if end >= 0 else -1
-    if found is None:
-        raise InvalidRequest("The form has no 'model'; GET /v1/models lists what is served.", "model")
-    return found
 
 
 def _delimiter(content_type: bytes) -> bytes:
@@ -50,11 +67,15 @@ def _name(body: bytes, start: int) -> object:
     return headers.get_param("name", header="content-disposition")
 
 
-def _value(body: bytes, start: int, end: int) -> str:
+def _value(body: bytes, start: int, end: int) -> slice:
     start = body.find(b"\r\n\r\n", start) + 4
     if end < start or end - start > _VALUE_BYTES:
         raise InvalidRequest("The form's 'model' is cut off or too long.", "model")
+    return slice(start, end)
+
+
+def _text(value: bytes) -> str:
     try:
-        return body[start:end].decode()
+        return value.decode()
     except UnicodeDecodeError as error:
         raise InvalidRequest("The form's 'model' is not valid UTF-8.", "model") from error

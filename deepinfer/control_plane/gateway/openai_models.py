@@ -40,7 +40,8 @@ def nobody_for(replicas: Replicas, model: str) -> ModelNotServed | NoReadyReplic
 
 
 def _not_ready(replicas: Replicas, model: str) -> str:
-    return f"'{model}' is deployed, but no replica is ready: {replicas.waits_for(model)}."
+    known_as = "an alias" if replicas.is_alias(model) else "deployed"
+    return f"'{model}' is {known_as}, but no replica is ready: {replicas.waits_for(model)}."
 
 
 def _served(replicas: Replicas) -> str:
@@ -52,8 +53,8 @@ def _served(replicas: Replicas) -> str:
 
 
 def _model(model: ServedModel) -> dict[str, Any]:
-    parent = {} if model.parent is None else {"parent": model.parent}
-    return parent | {
+    above = {"parent": model.parent, "root": model.root}
+    return {name: value for name, value in above.items() if value is not None} | {
         "id": model.name,
         "object": "model",
         "created": model.created,

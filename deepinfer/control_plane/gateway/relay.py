@@ -98,6 +98,8 @@ class Relay:
 
     async def _relay(self, request: ModelRequest, asked: Asked, send: Send, measured: Measured) -> None:
         turn = await self._admission.turn(asked, measured)
+        if asked.is_alias:
+            measured.goes_to(turn.loan.deployment)
         drain, began, took = self._admission.traffic(asked.model).drain, self._now(), None
         drain.began(asked.work)
         try:
@@ -126,7 +128,8 @@ class Relay:
             bill.charge(usage, int(work), now)
             self._ledger.changed.set()
         priority = (-caller.priority, urgency(wishes.priority))
-        return Asked(request.model, priority, work, size, now + request.patience if request.patience else math.inf)
+        deadline = now + request.patience if request.patience else math.inf
+        return Asked(request.model, priority, work, size, deadline, self._replicas.is_alias(request.model))
 
 
 def _queue_headers(turn: Turn) -> Headers:

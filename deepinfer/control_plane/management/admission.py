@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 from deepinfer.control_plane.management.json_body import LIMIT_BYTES
 from deepinfer.engine_environments.flags import check_reserved
 from deepinfer.engine_shim.engine_args import check_engine_args
-from deepinfer.fleet.errors import InvalidRequest, NotBuiltYet
+from deepinfer.fleet.errors import InvalidRequest
 from deepinfer.fleet.parallelism import contradiction
 from deepinfer.fleet.resource import Name
 from deepinfer.fleet.spec import Backend, DeploymentSpec, EngineKind
@@ -40,6 +40,7 @@ ROLLOUT = {
     "max_surge": "a whole number from 0 to 1024",
     "max_unavailable": "a whole number from 0 to 1024",
     "deadline_seconds": "a whole number from 1 to 86400",
+    "new_generation_percent": "a whole number from 0 to 100, or null",
 }
 PARTS = {"docker": OPTIONS, "rollout": ROLLOUT}
 """The fields that are objects of known parts."""
@@ -156,9 +157,11 @@ def _refuse_what_is_not_built(spec: DeploymentSpec) -> None:
     if spec.engine is EngineKind.VLLM:
         return
     if (spec.tensor_parallel_size or 1) > 1:
-        raise NotBuiltYet(f"{spec.engine} has no tensor_parallel_size above 1 yet; leave it out, or use vllm.")
+        told = f"{spec.engine} has no tensor_parallel_size above 1 yet; leave it out, or use vllm."
+        raise InvalidRequest(told, param="tensor_parallel_size")
     if "," in spec.device:
-        raise NotBuiltYet(f'{spec.engine} cannot use several devices yet; name one, as in "cuda:0", or use vllm.')
+        told = f'{spec.engine} cannot use several devices yet; name one, as in "cuda:0", or use vllm.'
+        raise InvalidRequest(told, param="device")
 
 
 def _refuse_contradictions(spec: DeploymentSpec) -> None:

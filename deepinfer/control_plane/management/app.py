@@ -7,26 +7,25 @@ from datetime import datetime
 
 from fastapi import Depends, FastAPI
 from fastapi.security import HTTPBearer
+from fastapi_offline import FastAPIOffline
 
 from deepinfer.control_plane.management import (
+    alias_routes,
     event_routes,
     fleet_routes,
     key_routes,
+    model_routes,
     node_routes,
     rollout_routes,
     routes,
 )
 from deepinfer.control_plane.management.aside import Aside
+from deepinfer.control_plane.management.document import ABOUT, TAGS, complete_document, operation_id
 from deepinfer.control_plane.management.refused_requests import tell_failures
 from deepinfer.control_plane.management.staleness import StaleMark
 from deepinfer.control_plane.scheduler.scheduler import never_looked
 from deepinfer.fleet.errors import StoreUnavailable
 from deepinfer.fleet.mirror import Mirror
-
-_ABOUT = """What should run (deployments), what runs (replicas), and where (nodes).
-
-Errors have OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`. The OpenAI endpoints are at `/v1/models`,
-`/v1/chat/completions` and so on, on the same port."""
 
 
 def management_app(
@@ -37,21 +36,34 @@ def management_app(
 
     Bodies are JSON whatever their Content-Type. Who may ask, and which web pages, is seen to before (`FrontDoor`).
     """
-    app = FastAPI(
+    app = FastAPIOffline(  # its /docs loads nothing from elsewhere: a fleet may have no way out
+        static_url="/docs/assets",
         title="deepinfer management API",
-        description=_ABOUT,
+        description=ABOUT,
+        openapi_tags=TAGS,
         dependencies=[
             Depends(HTTPBearer(auto_error=False, description="An admin's API key, where keys are required."))
         ],
         redoc_url=None,
+        generate_unique_id_function=operation_id,
     )
     app.state.mirror = mirror
     app.state.answering = answering
     app.state.aside = Aside()
-    for part in (routes, rollout_routes, node_routes, event_routes, fleet_routes, key_routes):
+    for part in (
+        routes,
+        rollout_routes,
+        alias_routes,
+        node_routes,
+        event_routes,
+        fleet_routes,
+        model_routes,
+        key_routes,
+    ):
         app.include_router(part.router)
     app.add_middleware(StaleMark, stale_since=lambda: _stale_since(mirror))
     tell_failures(app)
+    complete_document(app)
     return app
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import Depends, Query, Request
+from fastapi import Depends, Path, Query, Request
 
 from deepinfer.control_plane.management.aside import Aside, aside_of
 from deepinfer.control_plane.management.deployments import Deployments
@@ -55,4 +55,6 @@ NodeWrites = Annotated[Nodes, Depends(nodes_of)]
 Body = Annotated[dict[str, Any], Depends(json_object)]
 LargeBody = Annotated[dict[str, Any], Depends(large_json_object)]
 BodyIfAny = Annotated[dict[str, Any], Depends(json_object_if_any)]
+DeploymentName = Annotated[str, Path(description="The deployment's name.", examples=["chat"])]
+NodeName = Annotated[str, Path(description="The node's name.", examples=["node-1"])]
 DryRun = Annotated[bool, Query(description="Tell what would happen, and write nothing.")]

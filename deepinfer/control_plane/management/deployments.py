@@ -14,6 +14,7 @@ from typing import Any
 from deepinfer.control_plane.management.admission import amended
 from deepinfer.control_plane.management.history import History, cause_of, history_of
 from deepinfer.control_plane.management.retrying import retrying
+from deepinfer.control_plane.openai_errors import AliasExists
 from deepinfer.fleet import keys
 from deepinfer.fleet.errors import DeploymentExists, DeploymentNotFound
 from deepinfer.fleet.mirror import Mirror
@@ -44,22 +45,40 @@ Guards = dict[str, int]
 
 
 def creation(spec: DeploymentSpec) -> Ask:
-    """Raises `DeploymentExists`."""
+    """Raises `DeploymentExists` and `AliasExists`."""
 
     def asked(history: History) -> Change:
         if history.record is not None:
             raise DeploymentExists(f"Deployment {history.name} exists already; PUT or PATCH it, or delete it first.")
-        return Change(None, _new(history.name, spec))
+        return Change(None, _new(history, spec))
+
+    return asked
+
+
+def loading(spec: DeploymentSpec) -> Ask:
+    """Create it, where it is not there just so. Raises `DeploymentExists` and `AliasExists`."""
+
+    def asked(history: History) -> Change:
+        known = history.known
+        if known is None:
+            return Change(None, _new(history, spec))
+        if known.spec != spec:
+            told = cause_of(known, known.model_copy(update={"spec": spec})).removeprefix("changed ")
+            raise DeploymentExists(
+                f"{history.name} runs already, with another {told}; POST /api/models/hot-swap changes it, "
+                "/api/models/unload ends it."
+            )
+        return Change(known, known)
 
     return asked
 
 
 def replacement(spec: DeploymentSpec) -> Ask:
-    """Make it so, whatever was there."""
+    """Make it so, whatever was there. Raises `AliasExists`."""
 
     def asked(history: History) -> Change:
         known = history.known
-        return Change(known, _changed(known, spec) if known else _new(history.name, spec))
+        return Change(known, _changed(known, spec) if known else _new(history, spec))
 
     return asked
 
@@ -136,12 +155,11 @@ class Deployments:
         await retrying(once)
 
     async def _read(self, name: str) -> tuple[History, Guards]:
-        """And the revision of its own key. That is read first: if it has not changed, no revision has."""
-        own = await self._store.read(keys.deployment(name))
-        revisions = await self._store.read(keys.revisions(name))
-        rollout = await self._store.read(keys.rollout(name))
-        history = history_of(name, {**own.values, **revisions.values, **rollout.values})
-        return history, {keys.deployment(name): own.mod_revision(keys.deployment(name))}
+        """And the revisions of its own key, and of the alias it must not become: they guard all the rest."""
+        own, alias = keys.deployment(name), keys.alias(name)
+        reading = await self._store.read(own, alias, keys.revisions(name), keys.rollout(name))
+        guards = (own,) if own in reading.entries else (own, alias)
+        return history_of(name, reading.values), {key: reading.mod_revision(key) for key in guards}
 
 
 def _records(change: Change, history: History) -> Records:
@@ -182,7 +200,11 @@ def _revision(deployment: Deployment, created_at: str, cause: str) -> Revision:
     )
 
 
-def _new(name: str, spec: DeploymentSpec) -> Deployment:
+def _new(history: History, spec: DeploymentSpec) -> Deployment:
+    """Raises `AliasExists`."""
+    name = history.name
+    if history.is_alias:
+        raise AliasExists(f"{name} is an alias; choose another name, or free it with `deepinfer alias remove {name}`.")
     uid = "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(5))
     return Deployment(name=name, uid=uid, generation=1, created_at=told_time(), spec=spec)
 

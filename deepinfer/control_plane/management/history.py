@@ -33,6 +33,7 @@ class History:
     kept: Mapping[str, Revision]  # by key, oldest first; none of an earlier deployment of that name
     stray: tuple[str, ...]  # keys of revisions that are nobody's any more, or cannot be read
     rollout: Rollout | None
+    is_alias: bool = False  # the name is one, so that no deployment may get it
 
     @property
     def known(self) -> Deployment | None:
@@ -113,6 +114,7 @@ def history_of(name: str, entries: Mapping[str, bytes]) -> History:
         kept=own,
         stray=tuple(key for key in found if key not in own),
         rollout=rollout if rollout and rollout.uid == uid else None,
+        is_alias=keys.alias(name) in entries,
     )
 
 

@@ -9,6 +9,7 @@ from deepinfer.control_plane.management.consequences import consequences, forese
 from deepinfer.control_plane.management.dependencies import (
     DryRun,
     Fleet,
+    NodeName,
     NodeWrites,
     TheAside,
     TheMirror,
@@ -30,31 +31,31 @@ async def list_nodes(fleet: Fleet) -> views.NodeList:
 
 
 @router.get("/nodes/{name}")
-async def get_node(name: str, fleet: Fleet) -> views.NodeView:
+async def get_node(name: NodeName, fleet: Fleet) -> views.NodeView:
     """One machine."""
     return fleet.node(name)
 
 
-@router.post("/nodes/{name}/cordon")
-async def cordon(name: str, request: Request) -> views.NodeView:
+@router.post("/nodes/{name}/cordon", name="cordon_node")
+async def cordon(name: NodeName, request: Request) -> views.NodeView:
     """Nothing new goes there; what runs there stays."""
     return await _decided(request, name, node_settings.CORDON)
 
 
-@router.post("/nodes/{name}/uncordon")
-async def uncordon(name: str, request: Request) -> views.NodeView:
+@router.post("/nodes/{name}/uncordon", name="uncordon_node")
+async def uncordon(name: NodeName, request: Request) -> views.NodeView:
     """It takes replicas again: it is neither cordoned nor drained, nor called lost."""
     return await _decided(request, name, node_settings.UNCORDON)
 
 
-@router.post("/nodes/{name}/drain")
-async def drain(name: str, request: Request) -> views.NodeView:
+@router.post("/nodes/{name}/drain", name="drain_node")
+async def drain(name: NodeName, request: Request) -> views.NodeView:
     """What runs there is replaced elsewhere, then stopped; nothing new goes there."""
     return await _decided(request, name, node_settings.DRAIN)
 
 
-@router.post("/nodes/{name}/lost")
-async def lost(name: str, request: Request) -> views.NodeView:
+@router.post("/nodes/{name}/lost", name="node_is_lost")
+async def lost(name: NodeName, request: Request) -> views.NodeView:
     """It is not connected and will not come back: its replicas are replaced at once.
 
     Should it come back, what runs there is stopped, and it takes nothing until it is uncordoned.
@@ -62,8 +63,8 @@ async def lost(name: str, request: Request) -> views.NodeView:
     return await _decided(request, name, node_settings.LOST)
 
 
-@router.delete("/nodes/{name}")
-async def forget(name: str, nodes: NodeWrites) -> views.NodeForgotten:
+@router.delete("/nodes/{name}", name="forget_node")
+async def forget(name: NodeName, nodes: NodeWrites) -> views.NodeForgotten:
     """Keep nothing more of a node that was called lost, or that had nothing to run."""
     await nodes.forget(name)
     return views.NodeForgotten(name=name)

@@ -6,6 +6,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from deepinfer.control_plane.openai_errors import TOLD, Told, error_body, error_headers, error_object, told
 from deepinfer.fleet import errors
@@ -44,7 +45,17 @@ async def _no_such_route(request: Request, error: Exception) -> JSONResponse:
         raise error
     message = f"{request.method} {request.url.path}: {error.detail}; /docs lists what there is."
     kind = Told(error.status_code, "invalid_request_error")
-    return JSONResponse(error_object(message, kind), kind.status, dict(error.headers or {}))
+    headers = {name.lower(): value for name, value in (error.headers or {}).items()}
+    if kind.status == 405:
+        headers["allow"] = ", ".join(_methods(request))
+    return JSONResponse(error_object(message, kind), kind.status, headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """All that the path takes: FastAPI tells those of the first route that has it."""
+    scopes = {method: {**request.scope, "method": method} for method in ("DELETE", "GET", "PATCH", "POST", "PUT")}
+    routes = request.app.router.routes
+    return [m for m, scope in scopes.items() if any(route.matches(scope)[0] is Match.FULL for route in routes)]
 
 
 async def _unforeseen(_: Request, error: Exception) -> JSONResponse:

@@ -44,3 +44,32 @@ SPEC_CHANGES = _body(_fields(), [], {"replicas": 2})
 UNDO = _body({"to": {"type": "integer", "minimum": 1, "description": "The generation to go back to."}}, [], {"to": 1})
 NEW_KEY = _body(_key_fields(NewKey), ["name"], {"name": "team-a", "models": ["smollm2"]})
 KEY_CHANGES = _body(_key_fields(KeyChanges), [], {"limits": {"requests_per_minute": 600}})
+_WAIT = {
+    "wait_seconds": {
+        "type": "number",
+        "minimum": 0,
+        "maximum": 600,
+        "default": 0,
+        "description": "How long to wait for it to be ready before the answer.",
+    }
+}
+_MODEL_NAME = {"type": "string", "minLength": 1}
+LOAD = _body({**_NAME, **_fields(), **_WAIT}, ["model"], {**_EXAMPLE, "wait_seconds": 5})
+UNLOAD = _body(
+    {
+        "name": {**_MODEL_NAME, "description": "The deployment's name."},
+        "model": {**_MODEL_NAME, "description": "Or the model's, where one deployment has it."},
+    },
+    [],
+    {"model": "smollm2"},
+)
+HOT_SWAP = _body(
+    {
+        "from": {**_MODEL_NAME, "description": "The deployment's name, or its model's."},
+        "to": {**_MODEL_NAME, "description": "The model that comes instead; `model` says the same."},
+        **_fields(),
+        **_WAIT,
+    },
+    ["from"],
+    {"from": "smollm2", "to": "Qwen/Qwen3-0.6B", "wait_seconds": 5},
+)

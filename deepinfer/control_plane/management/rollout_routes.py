@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 
 from deepinfer.control_plane.management.dependencies import (
     BodyIfAny,
+    DeploymentName,
     DryRun,
     Fleet,
     Known,
@@ -33,13 +34,13 @@ router = APIRouter(prefix="/v1/deployments/{name}", tags=["rollouts"])
 
 
 @router.get("/rollout")
-async def get_rollout(name: str, fleet: Fleet) -> RolloutView:
+async def get_rollout(name: DeploymentName, fleet: Fleet) -> RolloutView:
     """How far its newest generation is."""
     return fleet.rollout(name)
 
 
 @router.get("/revisions")
-async def list_revisions(name: str, writes: Writes) -> RevisionList:
+async def list_revisions(name: DeploymentName, writes: Writes) -> RevisionList:
     """Its generations, the newest ten of them and the last good one."""
     history = await writes.history(name)
     newest = history.existing.generation
@@ -57,7 +58,9 @@ async def list_revisions(name: str, writes: Writes) -> RevisionList:
 
 
 @router.post("/rollout/undo", openapi_extra=UNDO)
-async def undo_rollout(name: str, request: Request, body: BodyIfAny, writes: Writes, dry_run: DryRun = False) -> Shown:
+async def undo_rollout(
+    name: DeploymentName, request: Request, body: BodyIfAny, writes: Writes, dry_run: DryRun = False
+) -> Shown:
     """An earlier revision's spec as a new generation, with as many replicas as now.
 
     Without `to`: what runs instead of a generation that was rolled back, or else the one before it that differs.
@@ -69,8 +72,8 @@ async def undo_rollout(name: str, request: Request, body: BodyIfAny, writes: Wri
     return (await fleet_now(request)).deployment(name)
 
 
-@router.get("/explain")
-async def explain(name: str, request: Request, fleet: Known, aside: TheAside) -> ExplanationView:
+@router.get("/explain", name="explain_deployment")
+async def explain(name: DeploymentName, request: Request, fleet: Known, aside: TheAside) -> ExplanationView:
     """Why its replicas are where they are, and what each node and device says to one more."""
     return await aside(explanation_of, fleet, name, outlook_of(request, fleet))
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from deepinfer.control_plane.management import views
 from deepinfer.control_plane.management.admission import admitted, admitted_all, checked_name
 from deepinfer.control_plane.management.dependencies import (
     Body,
+    DeploymentName,
     DryRun,
     Fleet,
     LargeBody,
@@ -28,6 +29,9 @@ from deepinfer.fleet.resources import Node
 
 router = APIRouter(prefix="/v1")
 Shown = views.DeploymentView | DryRunView
+FORESEEN: dict[str, Any] = {"model": DryRunView, "description": "What a dry run tells."}
+CREATED: dict[str, Any] = {"model": views.DeploymentView, "description": "It is new."}
+LOG: dict[str, Any] = {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "What was written."}
 
 
 @router.get("/deployments", tags=["deployments"])
@@ -36,7 +40,9 @@ async def list_deployments(fleet: Fleet) -> views.DeploymentList:
     return views.DeploymentList(data=fleet.deployments())
 
 
-@router.post("/deployments", tags=["deployments"], status_code=201, openapi_extra=NEW_DEPLOYMENT)
+@router.post(
+    "/deployments", tags=["deployments"], status_code=201, responses={200: FORESEEN}, openapi_extra=NEW_DEPLOYMENT
+)
 async def create_deployment(request: Request, response: Response, body: Body, dry_run: DryRun = False) -> Shown:
     """Run a model. The name, where none is given, is the last part of the model's. A name in use is refused (409)."""
     name, spec = admitted(body)
@@ -61,13 +67,15 @@ async def put_deployments(
 
 
 @router.get("/deployments/{name}", tags=["deployments"])
-async def get_deployment(name: str, fleet: Fleet) -> views.DeploymentView:
+async def get_deployment(name: DeploymentName, fleet: Fleet) -> views.DeploymentView:
     """One deployment, its replicas, and why those that are missing have no place."""
     return fleet.deployment(name)
 
 
-@router.put("/deployments/{name}", tags=["deployments"], openapi_extra=SPEC)
-async def put_deployment(name: str, request: Request, response: Response, body: Body, dry_run: DryRun = False) -> Shown:
+@router.put("/deployments/{name}", tags=["deployments"], responses={201: CREATED}, openapi_extra=SPEC)
+async def put_deployment(
+    name: DeploymentName, request: Request, response: Response, body: Body, dry_run: DryRun = False
+) -> Shown:
     """Create it (201) or replace its whole spec (200). Repeating the same request changes nothing."""
     checked, spec = admitted(body, checked_name(name))
     if dry_run:
@@ -78,7 +86,7 @@ async def put_deployment(name: str, request: Request, response: Response, body: 
 
 
 @router.patch("/deployments/{name}", tags=["deployments"], openapi_extra=SPEC_CHANGES)
-async def patch_deployment(name: str, request: Request, body: Body, dry_run: DryRun = False) -> Shown:
+async def patch_deployment(name: DeploymentName, request: Request, body: Body, dry_run: DryRun = False) -> Shown:
     """Replace the fields that are given, each as a whole; null gives a field its default again.
 
     What no engine needs to know (replicas, priority, where they may go) leaves running replicas alone; any other
@@ -91,7 +99,7 @@ async def patch_deployment(name: str, request: Request, body: Body, dry_run: Dry
 
 
 @router.delete("/deployments/{name}", tags=["deployments"], status_code=202)
-async def delete_deployment(name: str, writes: Writes) -> views.Deleted:
+async def delete_deployment(name: DeploymentName, writes: Writes) -> views.Deleted:
     """Run it no more. Its replicas finish what they are doing and then stop."""
     await writes.delete(name)
     return views.Deleted(name=name)
@@ -103,9 +111,9 @@ async def list_replicas(fleet: Fleet) -> views.ReplicaList:
     return views.ReplicaList(data=fleet.replicas())
 
 
-@router.get("/replicas/{replica}/logs", tags=["replicas"], response_class=StreamingResponse)
+@router.get("/replicas/{replica}/logs", tags=["replicas"], response_class=StreamingResponse, responses={200: LOG})
 async def read_logs(
-    replica: str,
+    replica: Annotated[str, Path(description="The replica's id.")],
     fleet: Fleet,
     tail: Annotated[int, Query(ge=0, le=2**32 - 1, description="Only the last lines; 0 is all.")] = 0,
     follow: Annotated[bool, Query(description="Go on with what is added.")] = False,

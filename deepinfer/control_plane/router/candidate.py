@@ -20,6 +20,7 @@ class Candidate:
     last_used: int = 0  # number of the gateway's request it was last chosen for: lets equal replicas take turns
     load: EngineLoad = field(default_factory=EngineLoad)
     standing: Standing = Standing.TRUSTED
+    deployment: str = ""
 
 
 @dataclass(frozen=True, slots=True)

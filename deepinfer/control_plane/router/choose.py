@@ -11,12 +11,15 @@ from collections.abc import Sequence
 
 from deepinfer.control_plane.router.candidate import Candidate, RoutedRequest
 from deepinfer.control_plane.router.health import Standing
+from deepinfer.control_plane.router.split import Split
 
 
-def choose(candidates: Sequence[Candidate], request: RoutedRequest) -> Candidate | None:
+def choose(candidates: Sequence[Candidate], request: RoutedRequest, split: Split | None = None) -> Candidate | None:
     """The best candidate that has not failed this request; None when there is none."""
     if request.tried:
         candidates = [c for c in candidates if c.placement not in request.tried]
+    if split is not None:
+        candidates = split.narrowed(candidates)
     return min(candidates, key=_expected_wait, default=None)
 
 

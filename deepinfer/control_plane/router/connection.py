@@ -87,7 +87,8 @@ class Connection:
         if known is None or known.standing is not standing:
             route, load = self.route, self._state.load
             where = (route.placement, route.epoch, route.node, route.endpoint)
-            known = self._candidate = Candidate(*where, self._in_flight, self._last_used, load, standing)
+            seen = (self._in_flight, self._last_used, load, standing)
+            known = self._candidate = Candidate(*where, *seen, route.deployment)
         return known
 
     def has_room(self, work: float) -> bool:
@@ -103,7 +104,7 @@ class Connection:
         self._idle.clear()
         self._capacity.sent(work, now)
         self.health.asked(now)
-        return Loan(self, self._client, self.route.placement, work)
+        return Loan(self, self._client, self.route, work)
 
     def given_back(self, work: float) -> None:
         self._in_flight -= 1

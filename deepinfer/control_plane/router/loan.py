@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Protocol
 
 from deepinfer.control_plane.router.health import Health
+from deepinfer.control_plane.router.routes import Route
 from deepinfer.engine_shim.client import EngineClient
 
 
@@ -24,11 +25,12 @@ class Lender(Protocol):
 class Loan:
     """Counted in flight until its block ends, which gives it back. `work`: tokens, see `capacity.py`."""
 
-    __slots__ = ("_judged", "_lender", "_work", "client", "placement")
+    __slots__ = ("_judged", "_lender", "_work", "client", "deployment", "placement")
 
-    def __init__(self, lender: Lender, client: EngineClient, placement: str, work: float) -> None:
+    def __init__(self, lender: Lender, client: EngineClient, route: Route, work: float) -> None:
         self.client = client
-        self.placement = placement
+        self.placement = route.placement
+        self.deployment = route.deployment
         self._lender = lender
         self._work = work
         self._judged = False

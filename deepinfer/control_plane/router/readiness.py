@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 
 from deepinfer.control_plane.router.routes import newest_epochs
+from deepinfer.fleet import keys
+from deepinfer.fleet.alias import Alias
 from deepinfer.fleet.resources import Deployment, Intent, Phase, Placement
 from deepinfer.fleet.snapshot import Snapshot
 
@@ -19,7 +21,22 @@ def deployments_by_name(fleet: Snapshot) -> dict[str, list[Deployment]]:
     return found
 
 
-def created_seconds(deployment: Deployment) -> int:
+Weights = dict[str, int]
+"""Of deployments, the heaviest first."""
+
+
+def weights_by_alias(fleet: Snapshot, known: Mapping[str, Weights]) -> dict[str, Weights]:
+    """What a request's "model" may say besides -> the deployments meant. What cannot be read is as it was known."""
+    deployed = {deployment.name for deployment in fleet.deployments}
+    kept = {name: weights for name, weights in known.items() if keys.alias(name) in fleet.unreadable}
+    read = {
+        alias.name: {t.deployment: t.weight for t in sorted(alias.targets, key=lambda target: -target.weight)}
+        for alias in fleet.aliases
+    }
+    return {name: weights for name, weights in (kept | read).items() if name not in deployed}
+
+
+def created_seconds(deployment: Deployment | Alias) -> int:
     """OpenAI's `created`; 0 for a time nobody can read, as it is only shown to people."""
     try:
         return int(datetime.fromisoformat(deployment.created_at).timestamp())

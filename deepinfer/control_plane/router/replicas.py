@@ -17,8 +17,15 @@ from deepinfer.control_plane.router.connection import Connection
 from deepinfer.control_plane.router.health import slowed
 from deepinfer.control_plane.router.loan import Loan
 from deepinfer.control_plane.router.news import about, changed_placements, told_anew
-from deepinfer.control_plane.router.readiness import created_seconds, deployments_by_name, waits_for
+from deepinfer.control_plane.router.readiness import (
+    Weights,
+    created_seconds,
+    deployments_by_name,
+    waits_for,
+    weights_by_alias,
+)
 from deepinfer.control_plane.router.routes import Route, newest_epochs, wanted_routes
+from deepinfer.control_plane.router.split import NewGeneration, Split, rolling
 from deepinfer.fleet import keys
 from deepinfer.fleet.resources import Deployment, Intent, Phase, Placement
 from deepinfer.fleet.snapshot import Snapshot
@@ -40,6 +47,7 @@ class ServedModel:
     created: int  # seconds since 1970
     ready: bool
     parent: str | None = None  # the deployment whose engines serve it besides their own names, as adapters are
+    root: str | None = None  # of an alias: the deployment that gets most of its requests
 
 
 class Replicas:
@@ -55,6 +63,8 @@ class Replicas:
         self._connections: dict[str, Connection] = {}  # by placement id: one epoch at a time
         self._by_name: dict[str, tuple[Connection, ...]] = {}
         self._parents: dict[str, str] = {}  # names that only engines told -> the deployment
+        self._aliases: dict[str, Weights] = {}
+        self._rolling: dict[str, NewGeneration] = {}  # those of which the newest generation is to get a share
         self._turn = 0
         self._tasks = asyncio.TaskGroup()
         self._running: dict[asyncio.Task[None], Connection] = {}  # retired ones too, until what runs there has ended
@@ -85,11 +95,20 @@ class Replicas:
         for status in told_anew(self._fleet, fleet):
             if status.id in self._connections:
                 self._connections[status.id].wake()
-        names_changed = known != wanted or self._fleet.deployments is not fleet.deployments or not self.has_view
+        before = self._fleet
+        records_changed = (
+            before.deployments is not fleet.deployments
+            or before.aliases is not fleet.aliases
+            or before.unreadable != fleet.unreadable
+        )
+        names_changed = known != wanted or records_changed or not self.has_view
         self._fleet, self.has_view = fleet, True
         if names_changed:
             self._deployments = deployments_by_name(fleet)
+            self._aliases = weights_by_alias(fleet, self._aliases)
             self._take_names()
+        if records_changed or before.placements is not fleet.placements or before.rollouts is not fleet.rollouts:
+            self._rolling = rolling(fleet)
 
     def answering(self) -> frozenset[tuple[str, int]]:
         """Placement id and epoch of every engine that says, from here, that it is ready."""
@@ -108,6 +127,16 @@ class Replicas:
     def roomy(self, candidates: Sequence[Candidate], work: float) -> Sequence[Candidate]:
         """Those of them where so many tokens of work would not wait."""
         return [c for c in candidates if self._connections[c.placement].has_room(work)]
+
+    def is_alias(self, model: str) -> bool:
+        """Whether its engines know it by their deployment's name only."""
+        return model in self._aliases
+
+    def split(self, model: str) -> Split | None:
+        """Whose turn the next request for `model` is; None where requests go to whoever is least busy."""
+        if not self._rolling and model not in self._aliases:
+            return None
+        return Split(self._turn, self._aliases.get(model, {}), self._rolling)
 
     def lend(self, candidate: Candidate, work: float = 1.0) -> Loan:
         """A candidate for one request. Ask for it without awaiting anything after `candidates`."""
@@ -139,7 +168,9 @@ class Replicas:
 
     def knows(self, model: str) -> bool:
         """Whether anything is deployed under that name, ready or not."""
-        return model in self._deployments or model in self._by_name or keys.deployment(model) in self._fleet.unreadable
+        if model in self._deployments or model in self._by_name:  # where aliases are too
+            return True
+        return keys.deployment(model) in self._fleet.unreadable
 
     def placed(self) -> frozenset[str]:
         """The id of every placement there is."""
@@ -150,18 +181,33 @@ class Replicas:
         served = [
             ServedModel(name, min(map(created_seconds, deployments)), bool(self.candidates(name)))
             for name, deployments in self._deployments.items()
+            if name not in self._aliases
         ]
         created = {model.name: model.created for model in served}
         served += (
             ServedModel(name, created.get(parent, 0), bool(self.candidates(name)), parent)
             for name, parent in self._parents.items()
         )
+        served += (
+            ServedModel(
+                alias.name,
+                created_seconds(alias),
+                bool(self.candidates(alias.name)),
+                root=next(iter(self._aliases[alias.name])),
+            )
+            for alias in self._fleet.aliases
+            if alias.name in self._aliases
+        )
         return tuple(sorted(served, key=lambda model: (model.created, model.name)))
 
     def waits_for(self, model: str) -> str:
         """Why a known model has no candidate, in a sentence."""
         troubles = {placement: connection.trouble for placement, connection in self._connections.items()}
-        return waits_for(self._deployments.get(self._parents.get(model, model), []), self._fleet, troubles)
+        targets = self._aliases.get(model, (self._parents.get(model, model),))
+        meant = [deployment for target in targets for deployment in self._deployments.get(target, [])]
+        if not meant and model in self._aliases:
+            return f"{', '.join(targets)} is not deployed; `deepinfer alias set` points it elsewhere"
+        return waits_for(meant, self._fleet, troubles)
 
     def counts(self) -> Counter[tuple[str, str]]:
         """(deployment, state) -> how many replicas, as seen from here."""
@@ -180,16 +226,21 @@ class Replicas:
             task.add_done_callback(self._running.pop)
 
     def _take_names(self) -> None:
-        """A name that is deployed belongs to its deployments, whatever another's engine says."""
+        """A deployment's name and an alias mean what they say, whatever models and engines are called so too."""
         found: dict[str, list[Connection]] = {}
+        of_deployment: dict[str, list[Connection]] = {}
         parents: dict[str, str] = {}
-        deployment_of = {placement.id: placement.deployment for placement in self._fleet.placements}
-        for placement, connection in self._connections.items():
+        for connection in self._connections.values():
+            deployment = connection.route.deployment
             others = [name for name in connection.others if name not in self._deployments]
             for name in (*connection.route.names, *others):
                 found.setdefault(name, []).append(connection)
             for name in others:
-                parents.setdefault(name, deployment_of.get(placement, ""))
+                parents.setdefault(name, deployment)
+            of_deployment.setdefault(deployment, []).append(connection)
+        for alias, weights in self._aliases.items():
+            found[alias] = [connection for name in weights for connection in of_deployment.get(name, ())]
+            parents.pop(alias, None)
         self._by_name = {name: tuple(connections) for name, connections in found.items()}
         self._parents = parents
 

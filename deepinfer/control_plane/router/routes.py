@@ -22,6 +22,7 @@ class Route:
     epoch: int
     node: str
     endpoint: str
+    deployment: str
     names: frozenset[str]  # that a request's "model" may use: the deployment's, and its model's
 
 
@@ -33,7 +34,9 @@ def wanted_routes(fleet: Snapshot, known: Mapping[str, Route]) -> dict[str, Rout
         endpoint = _endpoint(placement, fleet, known.get(placement.id))
         if placement.intent is Intent.SERVE and endpoint is not None:
             names = frozenset((placement.deployment, placement.spec.model))
-            routes[placement.id] = Route(placement.id, placement.epoch, placement.node, endpoint, names)
+            routes[placement.id] = Route(
+                placement.id, placement.epoch, placement.node, endpoint, placement.deployment, names
+            )
     for key in fleet.unreadable:
         placement_id = key.rpartition("/")[2]
         if key.startswith(keys.PLACEMENTS) and placement_id in known and placement_id not in newest:
