@@ -19,8 +19,9 @@ from deepinfer.control_plane.gateway.app import Gateway
 from deepinfer.control_plane.gateway.front_door import FrontDoor
 from deepinfer.control_plane.gateway.metrics import Metrics
 from deepinfer.control_plane.gateway.parts import Parts
-from deepinfer.control_plane.gateway.server import listening
+from deepinfer.control_plane.gateway.server import Listening, listening
 from deepinfer.control_plane.router.replicas import Replicas
+from deepinfer.fleet.config import ServeConfig
 from deepinfer.fleet.snapshot import Snapshot
 from tests.fleet_values import deployment, placement, status
 
@@ -78,13 +79,19 @@ async def running_gateway(
     spans: Spans | None = None,
     keys: KeyRing | None = None,
     pages: WebPages | None = None,
+    config: ServeConfig | None = None,
 ) -> AsyncIterator[RunningGateway]:
     """Without `keys` none are required."""
     async with AsyncExitStack() as stack:
         replicas = await stack.enter_async_context(Replicas())
-        parts = Parts(replicas, Metrics(replicas, access_log, spans), Admission(replicas, limits))
+        config = config or ServeConfig()
+        domains = frozenset(config.allowed_media_domains)
+        measuring = Metrics(replicas, access_log, spans)
+        parts = Parts(replicas, measuring, Admission(replicas, limits), media_domains=domains)
         gateway = Gateway(parts, management())
-        port = await stack.enter_async_context(listening(FrontDoor(gateway, keys, pages), "127.0.0.1", 0))
+        port = await stack.enter_async_context(
+            listening(FrontDoor(gateway, keys, pages), "127.0.0.1", 0, Listening(limits=config))
+        )
         url = f"http://127.0.0.1:{port}"
         many = httpx.Limits(max_connections=None)
         async with httpx.AsyncClient(base_url=url, timeout=30, limits=many) as http:

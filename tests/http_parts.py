@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deepinfer.control_plane.gateway.drain import Drain
-from deepinfer.control_plane.gateway.server import listening
+from deepinfer.control_plane.gateway.server import Listening, listening
 from deepinfer.engine_shim.frames import Headers
 from deepinfer.engine_shim.http_upstream import HttpUpstream
 from deepinfer.engine_shim.served_engine import AsgiApp, Receive, Scope, Send
@@ -37,7 +37,7 @@ async def http_server(app: AsgiApp) -> AsyncIterator[HttpServer]:
             callers.append(scope["client"])
             await app(scope, receive, send)
 
-    async with listening(noting, "127.0.0.1", 0, drain=Drain(1)) as port:
+    async with listening(noting, "127.0.0.1", 0, Listening(Drain(1))) as port:
         endpoint = f"127.0.0.1:{port}"
         upstream = HttpUpstream(endpoint, "the test")
         try:

@@ -64,7 +64,7 @@ def _info() -> EngineInfo:
         engine_version="1",
         max_model_len=100,
         kv_block_size=16,
-        kv_blocks=1,
+        kv_blocks=4096,
         dtype="",
         memory_bytes=0,
     )

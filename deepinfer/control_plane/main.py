@@ -22,7 +22,7 @@ from deepinfer.control_plane.front import gateway_parts, keep_up, process_name
 from deepinfer.control_plane.gateway.app import Gateway
 from deepinfer.control_plane.gateway.front_door import front_door
 from deepinfer.control_plane.gateway.parts import Parts
-from deepinfer.control_plane.gateway.server import Sharing, listening
+from deepinfer.control_plane.gateway.server import Listening, Sharing, listening
 from deepinfer.control_plane.gateway.siblings import Siblings
 from deepinfer.control_plane.gateway_process import Orders
 from deepinfer.control_plane.leading import keep_leading
@@ -59,7 +59,7 @@ async def run(config: Config) -> None:
         async with (
             siblings.answering(parts.metrics.page),
             OtherGateways(siblings) as others,
-            listening(door, serve.host, serve.port, parts.drain, sharing) as port,
+            listening(door, serve.host, serve.port, Listening(parts.drain, serve, sharing)) as port,
         ):
 
             def ready() -> None:

@@ -18,6 +18,26 @@ class BodyTooLarge(errors.InvalidRequest):
     """The request's body is too large."""
 
 
+class NotHttp(errors.InvalidRequest):
+    """What came is not HTTP/1.1, or could be read in two ways."""
+
+
+class HeadTooLarge(errors.InvalidRequest):
+    """The request's line and headers are too large."""
+
+
+class RequestTooSlow(errors.InvalidRequest):
+    """The request did not come in time."""
+
+
+class EncodedBody(errors.InvalidRequest):
+    """The request's body is compressed."""
+
+
+class TooManyConnections(errors.DeepinferError):
+    """There are as many connections as there may be; close some, or come again soon."""
+
+
 class MethodNotAllowed(errors.InvalidRequest):
     """This path does not take that method."""
 
@@ -121,6 +141,11 @@ class Told(NamedTuple):
 
 TOLD: dict[type[errors.DeepinferError], Told] = {
     BodyTooLarge: Told(413, "invalid_request_error", "body_too_large"),
+    NotHttp: Told(400, "invalid_request_error", "not_http"),
+    HeadTooLarge: Told(431, "invalid_request_error", "head_too_large"),
+    RequestTooSlow: Told(408, "invalid_request_error", "request_too_slow"),
+    EncodedBody: Told(415, "invalid_request_error", "encoded_body"),
+    TooManyConnections: Told(503, "service_unavailable", "too_many_connections"),
     MethodNotAllowed: Told(405, "invalid_request_error", "method_not_allowed"),
     ResponseNotFound: Told(404, "invalid_request_error", "response_not_found"),
     ForeignOrigin: Told(403, "permission_error", "foreign_origin"),

@@ -43,6 +43,13 @@ def _origin(text: str) -> str:
     return text
 
 
+def _domain(text: str) -> str:
+    """As `host` or `host:port`; never an address, which could be one inside."""
+    if not re.fullmatch(r"(?:[a-z0-9](?:[a-z0-9-]*[a-z0-9])?\.)+[a-z](?:[a-z0-9-]*[a-z0-9])?(?::[0-9]{1,5})?", text):
+        raise ValueError(f'"{text}" is no domain; write it in lower case like images.example.com, with a port or none')
+    return text
+
+
 class EtcdConfig(Resource):
     """Without endpoints, `serve` uses the etcd on 127.0.0.1:`port`, and starts an embedded one if none answers."""
 
@@ -81,13 +88,26 @@ class EtcdConfig(Resource):
 MOST_GATEWAYS = 64
 
 
-class ServeConfig(Resource):
+class FrontLimits(Resource):
+    """What one client may cost the gateway before anything looks at what it wants."""
+
+    max_connections: int = Field(default=10_000, ge=1)
+    max_connections_per_client: int | None = Field(default=None, ge=1)  # none: 1,000, and any number from loopback
+    header_seconds: float = Field(default=10, gt=0)  # for a request's line and headers
+    body_seconds: float = Field(default=30, gt=0)  # without a byte of a body that is not whole
+    write_seconds: float = Field(default=60, gt=0)  # in which a client takes nothing of an answer
+    max_header_bytes: int = Field(default=32 << 10, ge=1 << 10)
+    max_body_bytes: int = Field(default=16 << 20, ge=1 << 10)
+
+
+class ServeConfig(FrontLimits):
     """The control plane: gateway, router, scheduler, management API."""
 
     host: str = "127.0.0.1"
     port: int = Field(default=8082, ge=0, le=65535)
     gateways: int = Field(default=1, ge=1, le=MOST_GATEWAYS)  # processes on the one port
     drain_seconds: float = Field(default=30, ge=0)  # for running answers when it is told to end
+    allowed_media_domains: tuple[Annotated[str, AfterValidator(_domain)], ...] = ()  # engines may fetch from these
     node_grace_seconds: float = Field(default=60, ge=0)  # how long a node may be away before it is given up
     access_log: str = ""  # a file, or "-" for stdout; "": none
     tracing: bool = False  # OpenTelemetry's; also on where its own variables name an endpoint

@@ -129,7 +129,9 @@ async def test_requests_are_split_by_weight_and_engines_hear_their_own_name() ->
             assert before + of_b == 40 and abs(of_b - 10) <= 1
             assert all(json.loads(call.body)["user"] == "é" for call in (*a.calls, *b.calls))
             page = (await gateway.http.get("/metrics")).text
-            assert f'deepinfer_requests_total{{model_name="b",path="/v1/chat/completions",status="200"}} {of_b}.0' in page
+            assert (
+                f'deepinfer_requests_total{{model_name="b",path="/v1/chat/completions",status="200"}} {of_b}.0' in page
+            )
             assert 'model="org/model"' not in page
             await b.stop()
             await until(lambda: len(gateway.replicas.candidates("org/model")) == 1)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
-from deepinfer.control_plane.gateway.body import BODY_LIMIT
 from deepinfer.engine_shim.served_engine import Receive, Scope, Send
 from deepinfer.engine_shim.wire import ShimPhase
+from deepinfer.fleet.config import FrontLimits, ServeConfig
 from tests.contracts.test_gateway_breakage import GOOD, gateway_over
 from tests.fleet_values import deployment, placement, status
 from tests.gateway_parts import fleet_of, running_gateway, until
-from tests.hand_made_engine import answers
+from tests.hand_made_engine import answers, hand_made_engine
 from tests.shim_in_process import shim_over
 
+LIMIT = FrontLimits().max_body_bytes
 AUDIO = bytes(range(256)) * 4096
 
 
@@ -54,6 +56,37 @@ async def test_bytes_with_the_model_in_the_query_go_on_as_what_they_are() -> Non
         await gateway.http.post("/v1/anything?model=chat", content=AUDIO, headers=headers)
         assert engine.calls[0].body == AUDIO
         assert dict(engine.calls[0].headers)[b"content-type"] == b"application/octet-stream"
+
+
+@pytest.mark.parametrize("content", [b'{"kv_transfer_params":{}}', b'{"n":NaN}', b"\xff"])
+async def test_with_the_model_in_the_query_a_body_is_held_to_the_same(content: bytes) -> None:
+    async with gateway_over(GOOD) as (gateway, (engine,)):
+        assert (await gateway.http.post("/v1/anything?model=chat", content=content)).status_code == 400
+        assert not engine.calls
+
+
+async def test_where_to_route_to_is_not_the_client_s_to_say() -> None:
+    async with gateway_over(GOOD) as (gateway, (engine,)):
+        said = {"model": "chat", "api_base": "http://10.0.0.1", "base_url": "http://10.0.0.1"}
+        headers = {"X-Data-Parallel-Rank": "3"}
+        assert (await gateway.http.post("/v1/completions", json=said, headers=headers)).status_code == 200
+        assert engine.calls[0].body == json.dumps(said, separators=(",", ":")).encode()
+        assert b"x-data-parallel-rank" not in dict(engine.calls[0].headers)
+
+
+@pytest.mark.parametrize("size", [1000, 300_000], ids=["small", "large"])
+async def test_media_may_be_fetched_from_allowed_domains_only(size: int) -> None:
+    async with hand_made_engine() as engine:
+        config = ServeConfig(allowed_media_domains=("images.example.com",))
+        async with running_gateway(fleet_of(engine.endpoint), config=config) as gateway:
+            await until(lambda: gateway.replicas.candidates("chat"))
+            for domain, status in (("images.example.com", 200), ("images.example.org", 400)):
+                url = f"https://{domain}/{'a' * size}?b=%5C%2e"
+                part = {"type": "image_url", "image_url": {"url": url}}
+                answer = await gateway.ask(messages=[{"role": "user", "content": [part]}])
+                assert answer.status_code == status
+            assert answer.json()["error"]["param"] == "messages[0].content[0].image_url"
+            assert [b"images.example.com" in call.body for call in engine.calls] == [True]
 
 
 async def test_a_form_with_a_file_goes_on_untouched() -> None:
@@ -96,7 +129,7 @@ async def test_a_form_that_names_no_model_is_a_400(content: bytes, headers: dict
 
 async def test_a_file_that_is_too_large_is_a_413() -> None:
     async with gateway_over(GOOD) as (gateway, _):
-        files = {"file": ("a.wav", b"x" * BODY_LIMIT, "audio/wav")}
+        files = {"file": ("a.wav", b"x" * LIMIT, "audio/wav")}
         answer = await gateway.http.post("/v1/audio/transcriptions", data={"model": "chat"}, files=files)
         assert answer.status_code == 413
 

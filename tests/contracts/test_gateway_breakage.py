@@ -143,7 +143,9 @@ async def test_a_client_that_hangs_up_cancels_in_the_engine(answering: Answering
     async with gateway_over(answering) as (gateway, (engine,)):
         reader, writer = await asyncio.open_connection("127.0.0.1", int(gateway.url.rpartition(":")[2]))
         body = b'{"model": "chat"}'
-        writer.write(b"POST /v1/chat/completions HTTP/1.1\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body))
+        writer.write(
+            b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
+        )
         await (until(lambda: engine.calls) if answering is never_begins else reader.readuntil(EVENT))
         writer.close()
         async with asyncio.timeout(5):

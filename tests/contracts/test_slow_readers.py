@@ -7,7 +7,6 @@ import socket
 
 import pytest
 
-from deepinfer.control_plane.gateway import client_stream
 from deepinfer.engine_shim.answer import Answer
 from deepinfer.engine_shim.call_wire import hello
 from deepinfer.engine_shim.frames import (
@@ -22,6 +21,7 @@ from deepinfer.engine_shim.frames import (
     Open,
 )
 from deepinfer.engine_shim.served_engine import Receive, Scope, Send
+from deepinfer.fleet.config import ServeConfig
 from deepinfer.fleet.errors import EngineFailed
 from tests.call_parts import KEY, bare_caller, caller_of, served
 from tests.gateway_parts import fleet_of, running_gateway, until
@@ -156,15 +156,16 @@ class Endless:
             self.stopped.set()
 
 
-async def test_a_client_that_takes_nothing_is_cut_off_and_its_engine_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_stream, "WRITE_SECONDS", 0.5)
-    app = Endless()
-    async with shim_over(app) as shim, running_gateway(fleet_of(shim.status.endpoint)) as gateway:
+async def test_a_client_that_takes_nothing_is_cut_off_and_its_engine_told() -> None:
+    app, config = Endless(), ServeConfig(write_seconds=0.5)
+    async with shim_over(app) as shim, running_gateway(fleet_of(shim.status.endpoint), config=config) as gateway:
         await until(lambda: gateway.replicas.candidates("chat"))
         address = ("127.0.0.1", int(gateway.url.rpartition(":")[2]))
         with socket.create_connection(address) as client:  # which reads nothing, ever
             body = b'{"model": "chat"}'
-            client.sendall(b"POST /v1/completions HTTP/1.1\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body))
+            client.sendall(
+                b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
+            )
             async with asyncio.timeout(10):
                 await app.stopped.wait()
         assert app.sent < 16 << 20  # what the kernel took, and two windows

@@ -142,10 +142,13 @@ def test_a_form_has_no_part_that_an_engine_could_read_and_this_gateway_not() -> 
     """The last "model" counts there, so one that is not seen here would go around a key's models."""
     part = b'--X\r\nContent-Disposition: form-data; name="model"\r\n%b\r\n%b\r\n'
     content_type = b"multipart/form-data; boundary=X"
-    assert model_in_form(part % (b"", b"chat") + part % (b"", b"adapter") + b"--X--", content_type) == "adapter"
+    assert (
+        model_in_form(part % (b"", b"chat") + part % (b"", b"adapter") + b"--X--", content_type, frozenset())
+        == "adapter"
+    )
     long = part % (b"X-Long: " + b"x" * 9000 + b"\r\n", b"adapter")
     with pytest.raises(InvalidRequest, match="headers of a part"):
-        model_in_form(part % (b"", b"chat") + long + b"--X--", content_type)
+        model_in_form(part % (b"", b"chat") + long + b"--X--", content_type, frozenset())
 
 
 OURS, THEIRS = b"http://localhost:8082", b"https://evil.example"

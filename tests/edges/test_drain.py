@@ -14,7 +14,7 @@ from deepinfer.control_plane.gateway.app import Gateway
 from deepinfer.control_plane.gateway.drain import Drain
 from deepinfer.control_plane.gateway.front_door import FrontDoor
 from deepinfer.control_plane.gateway.parts import Parts
-from deepinfer.control_plane.gateway.server import listening
+from deepinfer.control_plane.gateway.server import Listening, listening
 from deepinfer.control_plane.router.replicas import Replicas
 from deepinfer.engine_shim.frames import AnswerFrame, Body, End, EngineCall, Head
 from tests.gateway_parts import fleet_of, management, until
@@ -55,7 +55,7 @@ async def ending(seconds: float) -> AsyncIterator[Ending]:
         drain = Drain(seconds, replicas.cut_off)
         server = AsyncExitStack()
         gateway = FrontDoor(Gateway(replace(Parts.plain(replicas), drain=drain), management()))
-        port = await server.enter_async_context(listening(gateway, "127.0.0.1", 0, drain))
+        port = await server.enter_async_context(listening(gateway, "127.0.0.1", 0, Listening(drain)))
         replicas.update(fleet_of(engine.endpoint))
         await until(lambda: replicas.candidates("chat"))
         url = f"http://127.0.0.1:{port}"

@@ -12,15 +12,16 @@ import openai
 import pytest
 import pytest_asyncio
 
-from deepinfer.control_plane.gateway.body import BODY_LIMIT
 from deepinfer.control_plane.gateway.server import CannotListen, bound, listening
 from deepinfer.engine_shim.frames import AnswerFrame, EngineCall
+from deepinfer.fleet.config import FrontLimits
 from deepinfer.fleet.resources import Phase
 from deepinfer.fleet.snapshot import Snapshot
 from tests.fleet_values import deployment, placement, status
 from tests.gateway_parts import RunningGateway, fleet_of, management, running_gateway, until
 from tests.hand_made_engine import HandMadeEngine, answers, hand_made_engine
 
+LIMIT = FrontLimits().max_body_bytes
 CHAT = "/v1/chat/completions"
 
 
@@ -69,7 +70,7 @@ def told(answer: httpx.Response) -> dict[str, Any]:
         (b"[]", None, "must be a JSON object: expected `object`, got `array`"),
         (b'"chat"', None, "must be a JSON object"),
         (b"{}", "model", "has no 'model'"),
-        (b'{"model": null}', "model", "must be a string: expected `str`, got `null`"),
+        (b'{"model": null}', "model", "has no 'model'"),
         (b'{"model": 3}', "model", "must be a string"),
         (b'{"model": ["chat"]}', "model", "must be a string"),
     ],
@@ -111,10 +112,10 @@ async def test_openai_s_client_knows_these_errors(gateway: RunningGateway) -> No
 @pytest.mark.parametrize("declared", [True, False], ids=["content-length", "chunked"])
 async def test_a_body_that_is_too_large_is_a_413(gateway: RunningGateway, declared: bool) -> None:
     async def chunks() -> AsyncIterator[bytes]:
-        for _ in range(BODY_LIMIT // 2**20 + 1):
+        for _ in range(LIMIT // 2**20 + 1):
             yield b" " * 2**20
 
-    content = b" " * (BODY_LIMIT + 1) if declared else chunks()
+    content = b" " * (LIMIT + 1) if declared else chunks()
     answer = await gateway.http.post(CHAT, content=content)
     assert (answer.status_code, told(answer)["code"]) == (413, "body_too_large")
     assert "16 MiB" in told(answer)["message"]

@@ -30,7 +30,8 @@ class Gateway:
         self.log = f"serve-{number}.log"
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
-        self.http = httpx.Client(base_url=self.url, timeout=10, trust_env=False)
+        none_idle = httpx.Limits(max_keepalive_connections=0)  # whose end would be one more change in the gateway
+        self.http = httpx.Client(base_url=self.url, timeout=10, trust_env=False, limits=none_idle)
         self.process: subprocess.Popen[bytes] | None = None
 
     @property

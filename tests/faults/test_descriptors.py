@@ -22,6 +22,8 @@ SPARE, IDLE = 30, 300
 STREAMS = 8
 SLOW = {"seconds_per_output_token": 0.4}
 """A stream takes twelve seconds at least."""
+PATIENT = "header_seconds = 120\n"
+"""Else who says nothing is soon hung up on, and the fault is over."""
 AT_ONCE_SECONDS = 2
 RECOVERED_SECONDS = 2
 
@@ -50,7 +52,7 @@ def starts(fleet: FaultFleet, model: str) -> bool:
 
 @pytest.mark.faults
 def test_row_60_a_gateway_without_descriptors_refuses_newcomers_and_serves_whom_it_has(tmp_path: Path) -> None:
-    with FaultFleet(tmp_path).running() as fleet:
+    with FaultFleet(tmp_path, serve=PATIENT).running() as fleet:
         fleet.simulate("slow", engine_args=SLOW)
         fleet.simulate()
         serve = psutil.Process(fleet.gateways[0].pid)

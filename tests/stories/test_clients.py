@@ -181,7 +181,7 @@ def test_who_gives_up_frees_the_engine(served: Fleet, client: OpenAI) -> None:
     def free() -> bool:
         page = served.http.get("/metrics", params={"model": CHAT}).text
         in_engine = [line for line in page.splitlines() if line.startswith(running)]
-        return in_engine[0].endswith(" 0.0") and not metric(served.http, "deepinfer_requests_in_flight", CHAT)
+        return in_engine[0].endswith(" 0.0") and not metric(served.http, "deepinfer_num_requests_running", CHAT)
 
     eventually(free, 10)
 

@@ -44,7 +44,10 @@ WHILE_IT_ENDS = frozenset(("/health", "/ready", "/metrics"))
 
 
 class Gateway:
-    """`management` is the ASGI application that gets what is not the gateway's."""
+    """`management` is the ASGI application that gets what is not the gateway's.
+
+    Engines may fetch media from `media_domains`.
+    """
 
     def __init__(self, parts: Parts, management: App) -> None:
         self._replicas = replicas = parts.replicas
@@ -52,7 +55,7 @@ class Gateway:
         metrics.ejected_now, replicas.when_ejected = replicas.ejected, metrics.ejected
         self._drain = parts.drain
         self._management = management
-        self._relay = Relay(replicas, metrics, parts.admission, parts.ledger)
+        self._relay = Relay(parts)
         self._pages: dict[str, Page] = {
             "/health": lambda _: Reply(200, b'{"status":"ok"}'),
             "/ready": lambda _: self._ready(),

@@ -1,30 +1,37 @@
 """From an HTTP request to the call an engine gets: its bytes untouched, and only what routing needs read from them.
 
-The model is named by `?model=`, and then nothing else is read; else by the "model" of a multipart form; else by that of
-a JSON body. That must be valid as a whole, so that an engine never sees what this gateway could not read; what its
-fields mean is the engine's to judge. Any other content type is taken for JSON: `curl -d` says it sends a form.
+The model is named by `?model=`, else by the "model" of a multipart form, else by that of a JSON body. JSON must be
+valid as a whole, so that an engine never sees what this gateway could not read, and say nothing that body_rules.py
+refuses; what else its fields mean is the engine's to judge. Any other content type is taken for JSON, since `curl -d`
+says it sends a form; only bytes whose model `?model=` names may be none.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import dataclass
 from secrets import token_hex
-from typing import Any
+from typing import Any, Final
 from urllib.parse import parse_qs
 
 import msgspec
 
 from deepinfer.control_plane.gateway.asgi import Headers, Receive, Scope
+from deepinfer.control_plane.gateway.body_rules import check_said
 from deepinfer.control_plane.gateway.multipart import is_form, model_in_form
-from deepinfer.control_plane.openai_errors import BodyTooLarge
 from deepinfer.engine_shim.frames import HOP_BY_HOP, EngineCall
 from deepinfer.fleet.errors import InvalidRequest
 
-BODY_LIMIT = 16 << 20
+LARGE: Final = 256 << 10
+"""Bytes of JSON. Reading more than this would hold up the streams of everybody else."""
 # What proves who the client is to this gateway is nobody else's business.
 CREDENTIALS = frozenset((b"authorization", b"proxy-authorization", b"cookie", b"api-key", b"x-api-key"))
-NOT_PASSED_ON = HOP_BY_HOP | CREDENTIALS | {b"host", b"origin", b"content-type", b"content-length", b"x-request-id"}
+# An engine with several data-parallel ranks obeys it; which one is not the client's to say.
+ROUTES_INSIDE = frozenset((b"x-data-parallel-rank",))
+NOT_PASSED_ON = (
+    HOP_BY_HOP | CREDENTIALS | ROUTES_INSIDE | {b"host", b"origin", b"content-type", b"content-length", b"x-request-id"}
+)
 _TIMEOUTS = frozenset((b"x-request-timeout", b"x-stainless-read-timeout"))
 _SECONDS = re.compile(rb"[0-9]{1,7}(\.[0-9]{1,6})?")
 _KEPT_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
@@ -34,27 +41,18 @@ class ClientGone(Exception):
     """The client hung up before its request was whole."""
 
 
-class Wishes(msgspec.Struct, kw_only=True):
+@dataclass(frozen=True, slots=True)
+class Wishes:
     """What a JSON body says besides its model that this gateway goes by. Any value may be there: engines judge them."""
 
-    max_tokens: Any = None
-    max_completion_tokens: Any = None
-    max_output_tokens: Any = None
-    n: Any = None
-    priority: Any = None
-
-    @property
-    def most_tokens(self) -> Any:
-        """Of one choice."""
-        return self.max_tokens or self.max_completion_tokens or self.max_output_tokens
+    most_tokens: object = None  # of one choice
+    choices: object = None
+    priority: object = None
 
 
-class Routing(Wishes, kw_only=True):
-    model: str
-
-
-_decoder = msgspec.json.Decoder(Routing)
 NO_WISHES = Wishes()
+_decoder = msgspec.json.Decoder(dict[str, Any])
+_NO_JSON = (b"audio/", b"image/", b"video/", b"application/octet-stream")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +73,18 @@ def request_id(scope: Scope) -> bytes:
     return token_hex(16).encode()
 
 
-async def read_request(scope: Scope, receive: Receive, request_id: bytes) -> ModelRequest:
-    """Raises `InvalidRequest` naming what is wrong and where, and `ClientGone`."""
-    body = await _read_body(scope, receive)
-    sent_type = _content_type(scope["headers"])
-    content_type, wishes = sent_type, NO_WISHES
-    model = model_in_query(scope["query_string"])
-    if model is None and is_form(sent_type):
-        model = model_in_form(body, sent_type)
-    elif model is None:
-        wishes = routing = routing_of(body)
-        model, content_type = routing.model, b"application/json"
+async def read_request(scope: Scope, receive: Receive, request_id: bytes, domains: frozenset[str]) -> ModelRequest:
+    """Raises `InvalidRequest` naming what is wrong and where, and `ClientGone`. Engines may fetch from `domains`."""
+    body = await _read_body(receive)
+    content_type = _content_type(scope["headers"])
+    model, wishes = model_in_query(scope["query_string"]), NO_WISHES
+    if is_form(content_type):
+        named = model_in_form(body, content_type, domains)
+        model = model or _named(named, "form")
+    elif model is None or (body and not content_type.startswith(_NO_JSON)):
+        fields = read_json(body, domains) if len(body) <= LARGE else await asyncio.to_thread(read_json, body, domains)
+        model, content_type = model or _named(fields.get("model"), "body"), b"application/json"
+        wishes = _wishes(fields)
         if wishes.priority is not None:
             body = _without_priority(body)
     headers = _passed_on(scope["headers"], request_id, content_type, len(body))
@@ -101,32 +100,45 @@ def model_in_query(query: bytes) -> str | None:
     return named[-1] if named else None
 
 
-def routing_of(body: bytes) -> Routing:
-    """The "model" of a JSON body and its wishes; nothing else is looked at, but one broken anywhere is refused."""
+def read_json(body: bytes, domains: frozenset[str]) -> dict[str, Any]:
+    """A body that is broken anywhere is refused, and one that says what body_rules.py refuses."""
     if not body:
         raise InvalidRequest("The body is empty; send a JSON object with a 'model', or name it with ?model=NAME.")
     try:
-        return _decoder.decode(body.decode())
+        fields = _decoder.decode(body.decode())
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"The body is not valid UTF-8 (byte {error.start}).") from error
     except RecursionError as error:
         raise InvalidRequest("The body's JSON is nested too deeply.") from error
     except msgspec.ValidationError as error:
-        raise _wrong_shape(str(error)) from error
+        raise _wrong_value(str(error)) from error
     except msgspec.DecodeError as error:
         raise InvalidRequest(f"The body is not valid JSON: {_fault(str(error))}.") from error
+    check_said(fields, domains)
+    return fields
 
 
-def _wrong_shape(fault: str) -> InvalidRequest:
-    if "missing required field" in fault:
-        return InvalidRequest("The body has no 'model'; GET /v1/models lists what is served.", "model")
-    if "$.model" in fault:
-        return InvalidRequest(f"'model' must be a string: {fault.partition(' - at')[0].lower()}.", "model")
+def _named(model: object, holder: str) -> str:
+    if model is None:
+        raise InvalidRequest(f"The {holder} has no 'model'; GET /v1/models lists what is served.", "model")
+    if not isinstance(model, str):
+        raise InvalidRequest("'model' must be a string.", "model")
+    return model
+
+
+def _wrong_value(fault: str) -> InvalidRequest:
+    if "out of range" in fault:
+        return InvalidRequest("The body has a number that is out of range.")
     return InvalidRequest(f"The body must be a JSON object: {fault.lower()}.")
 
 
 def _fault(fault: str) -> str:
     return fault.removeprefix("JSON is malformed: ").replace("Input data was truncated", "it ends too early")
+
+
+def _wishes(fields: dict[str, Any]) -> Wishes:
+    most = fields.get("max_tokens") or fields.get("max_completion_tokens") or fields.get("max_output_tokens")
+    return Wishes(most, fields.get("n"), fields.get("priority"))
 
 
 def _without_priority(body: bytes) -> bytes:
@@ -144,26 +156,16 @@ def _patience(headers: Headers) -> float:
     return 0.0
 
 
-async def _read_body(scope: Scope, receive: Receive) -> bytes:
-    for name, value in scope["headers"]:
-        if name == b"content-length" and int(value) > BODY_LIMIT:
-            raise _too_large()
+async def _read_body(receive: Receive) -> bytes:
+    """The server limits its size, and how long it may take (client_connection.py)."""
     pieces: list[bytes] = []
-    size = 0
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientGone
         pieces.append(message.get("body", b""))
-        size += len(pieces[-1])
-        if size > BODY_LIMIT:
-            raise _too_large()
         if not message.get("more_body"):
             return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
-def _too_large() -> BodyTooLarge:
-    return BodyTooLarge(f"The body is larger than {BODY_LIMIT >> 20} MiB; send less.")
 
 
 def _content_type(headers: Headers) -> bytes:

@@ -1,19 +1,16 @@
 """The body of an answer on its way to its client.
 
 A piece of a streamed body goes into the connection's buffer at once, with no task and no coroutine for it; `drained`
-holds back what fills the buffer. A client that takes nothing for `WRITE_SECONDS` is cut off.
+holds back what fills the buffer. A client that takes nothing of it is cut off in time (client_connection.py).
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from deepinfer.control_plane.gateway.asgi import Send
-
-WRITE_SECONDS = 60.0
 
 
 class ClientStream:
@@ -52,11 +49,4 @@ class ClientStream:
         """Returns when the client has taken most of what waits for it, or is gone."""
         cycle = self._cycle
         while cycle.flow.write_paused and not cycle.disconnected:
-            waiting = cycle.transport.get_write_buffer_size()
-            try:
-                async with asyncio.timeout(WRITE_SECONDS):
-                    await cycle.flow.drain()
-            except TimeoutError:
-                if cycle.transport.get_write_buffer_size() >= waiting:
-                    cycle.transport.abort()
-                    await cycle.flow.drain()  # which the lost connection ends
+            await cycle.flow.drain()

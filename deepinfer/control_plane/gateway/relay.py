@@ -14,7 +14,7 @@ import logging
 import math
 
 from deepinfer.control_plane.access.caller import Caller, caller_of, refuse_other_models
-from deepinfer.control_plane.gateway.admission import Admission, Asked, Turn
+from deepinfer.control_plane.gateway.admission import Asked, Turn
 from deepinfer.control_plane.gateway.asgi import Headers, Receive, Scope, Send
 from deepinfer.control_plane.gateway.attempts import Attempts, Begun, Opened
 from deepinfer.control_plane.gateway.bill import Bill
@@ -25,13 +25,11 @@ from deepinfer.control_plane.gateway.error_reply import error_event, error_reply
 from deepinfer.control_plane.gateway.event_errors import EventErrors
 from deepinfer.control_plane.gateway.hang_up import WhileClientListens
 from deepinfer.control_plane.gateway.measured import Measured
-from deepinfer.control_plane.gateway.metrics import Metrics
 from deepinfer.control_plane.gateway.model_queue import urgency
 from deepinfer.control_plane.gateway.openai_models import nobody_for
+from deepinfer.control_plane.gateway.parts import Parts
 from deepinfer.control_plane.gateway.relayed_paths import RELAYED_PATHS
-from deepinfer.control_plane.limits.ledger import Ledger
 from deepinfer.control_plane.openai_errors import QUEUE_POSITION, QUEUE_SECONDS, code_of
-from deepinfer.control_plane.router.replicas import Replicas
 from deepinfer.engine_shim.frames import HOP_BY_HOP
 from deepinfer.fleet.errors import DeepinferError, EngineFailed
 
@@ -55,12 +53,13 @@ class AnswerBrokenOff(EngineFailed):
 class Relay:
     """Serves every request that names a model."""
 
-    def __init__(self, replicas: Replicas, metrics: Metrics, admission: Admission, ledger: Ledger) -> None:
-        self._replicas = replicas
-        self._metrics = metrics
-        self._admission = admission
-        self._ledger = ledger
-        self._attempts = Attempts(admission)
+    def __init__(self, parts: Parts) -> None:
+        self._replicas = parts.replicas
+        self._metrics = parts.metrics
+        self._admission = parts.admission
+        self._ledger = parts.ledger
+        self._media_domains = parts.media_domains
+        self._attempts = Attempts(parts.admission)
         self._now = asyncio.get_running_loop().time
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,7 +77,7 @@ class Relay:
         caller = caller_of(measured.scope)
         measured.called_by(caller.name if caller.id else "")
         try:
-            request = await read_request(measured.scope, receive, measured.request_id)
+            request = await read_request(measured.scope, receive, measured.request_id, self._media_domains)
             refuse_other_models(caller, request.model, request.call)
             if not self._replicas.knows(request.model):
                 raise nobody_for(self._replicas, request.model)
@@ -121,7 +120,7 @@ class Relay:
         """Raises `RateLimited`."""
         size, wishes, now = len(request.call.body), request.wishes, self._now()
         experience = self._admission.traffic(request.model).experience
-        work = experience.work(size, wishes.most_tokens, wishes.n)
+        work = experience.work(size, wishes.most_tokens, wishes.choices)
         bill.foreseen(experience, size)
         usage = self._ledger.usage(caller.id, caller.limits, now)
         if usage is not None:

@@ -1,6 +1,6 @@
 """The HTTP server, as a block: listening when it begins, and when it ends, running requests have had time to finish.
 
-Signals are the process's business, not this server's. Limits on slow headers and bodies are not set here yet.
+Signals are the process's business, not this server's. What one connection may cost is in client_connection.py.
 """
 
 from __future__ import annotations
@@ -9,15 +9,23 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Generator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
 from enum import Enum, auto
+from functools import partial
+from typing import Any
 
 import uvicorn
 
 from deepinfer.control_plane.gateway.asgi import App
+from deepinfer.control_plane.gateway.client_connection import ClientConnection
+from deepinfer.control_plane.gateway.connections import Connections
 from deepinfer.control_plane.gateway.drain import Drain
+from deepinfer.fleet.config import FrontLimits
 from deepinfer.fleet.errors import DeepinferError
 
 BACKLOG = 2048
+UNSENT_BYTES = 128 << 10
+"""Of one connection in the kernel, which would take some MiB for a client that reads slowly."""
 FLUSH_SECONDS = 5
 """For slow clients to take the last bytes of answers that are made."""
 _DATE_SECONDS = 1.0
@@ -29,6 +37,15 @@ class Sharing(Enum):
     ALONE = auto()
     SHARES = auto()
     JOINS = auto()
+
+
+@dataclass(frozen=True)
+class Listening:
+    """How a server is with its clients, with those who listen beside it, and at its end."""
+
+    drain: Drain = field(default_factory=Drain)
+    limits: FrontLimits = field(default_factory=FrontLimits)
+    sharing: Sharing = Sharing.ALONE
 
 
 class CannotListen(DeepinferError):
@@ -64,16 +81,17 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def listening(
-    app: App, host: str, port: int, drain: Drain | None = None, sharing: Sharing = Sharing.ALONE
-) -> AsyncIterator[int]:
+async def listening(app: App, host: str, port: int, how: Listening | None = None) -> AsyncIterator[int]:
     """The port that is bound (`port` 0 takes a free one). Raises `CannotListen`."""
-    listener = bound(host, port, sharing)
+    how = how or Listening()
+    listener = bound(host, port, how.sharing)
+    connections = Connections(how.limits)
+    protocol: Any = partial(ClientConnection, connections)  # uvicorn's types want a class
     server = _Server(
         uvicorn.Config(
             app,
             loop="none",
-            http="httptools",
+            http=protocol,
             ws="none",
             lifespan="on",
             log_config=None,
@@ -82,15 +100,18 @@ async def listening(
             proxy_headers=False,
             timeout_graceful_shutdown=FLUSH_SECONDS,
         ),
-        drain or Drain(),
+        how.drain,
     )
     serving = asyncio.create_task(server.serve([listener]), name="http server")
+    looking = asyncio.create_task(connections.keep_looking(), name="deadlines of connections")
     try:
         yield int(listener.getsockname()[1])
     finally:
         # Asked, not cancelled, also when the block was: running requests end in their own time.
         server.stop()
         await serving
+        looking.cancel()
+        await asyncio.wait([looking])
 
 
 def bound(host: str, port: int, sharing: Sharing = Sharing.ALONE) -> socket.socket:
@@ -105,6 +126,8 @@ def bound(host: str, port: int, sharing: Sharing = Sharing.ALONE) -> socket.sock
     if sharing is Sharing.SHARES:  # only now that it is ours: before, two `serve` could have shared it unawares
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     # asyncio sets it only on sockets made with an explicit protocol; without it every answer waits 40 ms for an ACK.
-    # Accepted connections inherit it.
+    # Accepted connections inherit it, and the other.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # not on every system
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
     return listener
