@@ -87,7 +87,9 @@ async def running_gateway(
         config = config or ServeConfig()
         domains = frozenset(config.allowed_media_domains)
         measuring = Metrics(replicas, access_log, spans)
-        parts = Parts(replicas, measuring, Admission(replicas, limits), media_domains=domains)
+        parts = Parts(
+            replicas, measuring, Admission(replicas, limits), media_domains=domains, continues=config.continue_streams
+        )
         gateway = Gateway(parts, management())
         port = await stack.enter_async_context(
             listening(FrontDoor(gateway, keys, pages), "127.0.0.1", 0, Listening(limits=config))

@@ -19,6 +19,9 @@ PURE = [
         for path in sorted((PACKAGE / "control_plane/scheduler").glob("*.py"))
         if path.name not in NOT_PURE
     ),
+    "control_plane/gateway/continuation.py",
+    "control_plane/gateway/continued_chunks.py",
+    "control_plane/gateway/sent_stream.py",
     "control_plane/management/consequences.py",
     "control_plane/management/history.py",
     "control_plane/management/progress.py",

@@ -34,6 +34,7 @@ async def gateway_parts(serve: ServeConfig, siblings: Siblings) -> AsyncIterator
             Ledger(),
             Drain(serve.drain_seconds, replicas.cut_off),
             siblings,
+            serve.continue_streams,
             frozenset(serve.allowed_media_domains),
         )
 

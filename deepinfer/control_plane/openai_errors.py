@@ -50,6 +50,10 @@ class ResponseNotFound(errors.DeepinferError):
     """Responses are kept by the engine that made them, if at all; say which: ?model=NAME."""
 
 
+class StreamInterrupted(errors.EngineFailed):
+    """The engine failed in the middle of an answer that cannot be continued."""
+
+
 class ForeignOrigin(errors.DeepinferError):
     """A web page of another origin may not use this server."""
 
@@ -148,6 +152,7 @@ TOLD: dict[type[errors.DeepinferError], Told] = {
     TooManyConnections: Told(503, "service_unavailable", "too_many_connections"),
     MethodNotAllowed: Told(405, "invalid_request_error", "method_not_allowed"),
     ResponseNotFound: Told(404, "invalid_request_error", "response_not_found"),
+    StreamInterrupted: Told(502, "server_error", "stream_interrupted"),
     ForeignOrigin: Told(403, "permission_error", "foreign_origin"),
     Overloaded: Told(429, "rate_limit_error", "model_overloaded"),
     RateLimited: Told(429, "rate_limit_error", "rate_limit_exceeded"),

@@ -7,9 +7,10 @@ import socket
 from collections.abc import Mapping
 from typing import Final
 
-IDLE_SECONDS: Final = 10
+IDLE_SECONDS: Final = 5
 SILENT_SECONDS: Final = 10
-"""Of what was sent and never acknowledged, be it a call or a probe."""
+"""Of what was sent and never acknowledged, be it a call or a probe. A reader that only waits asks after `IDLE_SECONDS`
+and again 5 s later; by then it has heard nothing for so long."""
 
 _OPTIONS: Final = {
     "TCP_KEEPIDLE": IDLE_SECONDS,

@@ -66,6 +66,7 @@ class TokenRequest:
     id: str
     token_ids: tuple[int, ...]
     sampling: SamplingParams
+    generated: int = 0  # the last so many of `token_ids` are of an answer that an engine had begun
 
 
 @dataclass(frozen=True, slots=True)

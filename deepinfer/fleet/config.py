@@ -115,6 +115,7 @@ class ServeConfig(FrontLimits):
     queue_requests: int = Field(default=4096, ge=0)  # that wait at most, of a model
     authentication: Literal["auto", "required", "off"] = "auto"  # auto: API keys are required unless host is loopback
     cors_origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = ()  # whose web pages may use this server
+    continue_streams: bool = True  # on another replica, when their engine dies
 
     @property
     def requires_keys(self) -> bool:

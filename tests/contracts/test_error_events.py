@@ -7,6 +7,7 @@ import json
 import pytest
 
 from deepinfer.control_plane.gateway.event_errors import EventErrors
+from deepinfer.fleet.config import ServeConfig
 from tests.contracts.test_gateway_breakage import EVENT, GOOD, SSE, breaks_after, gateway_over
 from tests.hand_made_engine import answers
 
@@ -53,7 +54,8 @@ def test_an_unfinished_line_that_looks_like_an_error_is_passed_at_the_end() -> N
 
 
 async def test_a_stream_with_an_error_counts_as_failed_and_has_no_done() -> None:
-    async with gateway_over(answers(EVENT, ERROR, DONE, content_type=SSE), GOOD) as (gateway, engines):
+    broken = answers(EVENT, ERROR, DONE, content_type=SSE)
+    async with gateway_over(broken, GOOD, config=ServeConfig(continue_streams=False)) as (gateway, engines):
         answer = await gateway.ask(stream=True)
         assert (answer.status_code, answer.content) == (200, EVENT + ERROR)
         assert not engines[1].calls
@@ -74,8 +76,15 @@ async def test_an_error_that_comes_first_everywhere_is_a_clean_502() -> None:
 
 
 async def test_an_engine_that_fails_after_its_error_event_is_told_once() -> None:
-    async with gateway_over(breaks_after(EVENT, ERROR)) as (gateway, _):
+    async with gateway_over(breaks_after(EVENT, ERROR), config=ServeConfig(continue_streams=False)) as (gateway, _):
         assert (await gateway.ask(stream=True)).content == EVENT + ERROR
+
+
+async def test_a_refusal_inside_a_stream_is_not_asked_of_another_replica() -> None:
+    refusal = b'data: {"error": {"message": "too long", "type": "BadRequestError", "code": 400}}\n\n'
+    async with gateway_over(answers(EVENT, refusal, DONE, content_type=SSE), GOOD) as (gateway, engines):
+        assert (await gateway.ask(stream=True)).content == EVENT + refusal
+        assert not engines[1].calls
 
 
 async def test_a_broken_stream_of_anthropic_s_ends_in_its_own_shape() -> None:

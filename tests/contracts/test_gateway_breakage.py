@@ -14,6 +14,7 @@ import pytest
 from deepinfer.control_plane.gateway.first_bytes import HELD_BYTES
 from deepinfer.control_plane.gateway.relayed_paths import RELAYED_PATHS
 from deepinfer.engine_shim.frames import AnswerFrame, Body, End, EngineCall, Failure, Head
+from deepinfer.fleet.config import ServeConfig
 from tests.gateway_parts import RunningGateway, fleet_of, running_gateway, until
 from tests.hand_made_engine import Answering, HandMadeEngine, answers, hand_made_engine
 
@@ -75,16 +76,14 @@ FAILURES = {
 
 
 @asynccontextmanager
-async def gateway_over(
-    *answering: Answering, **seen_by: Any
-) -> AsyncIterator[tuple[RunningGateway, list[HandMadeEngine]]]:
+async def gateway_over(*answering: Answering, **how: Any) -> AsyncIterator[tuple[RunningGateway, list[HandMadeEngine]]]:
     """Engines that answer so, in the order in which they are chosen."""
     async with AsyncExitStack() as stack:
         engines = [
             await stack.enter_async_context(hand_made_engine(placement=f"chat-aaaaa-{n}", answering=answers_so))
             for n, answers_so in enumerate(answering)
         ]
-        gateway = await stack.enter_async_context(running_gateway(fleet_of(*(e.endpoint for e in engines)), **seen_by))
+        gateway = await stack.enter_async_context(running_gateway(fleet_of(*(e.endpoint for e in engines)), **how))
         await until(lambda: len(gateway.replicas.candidates("chat")) == len(engines))
         yield gateway, engines
 
@@ -120,14 +119,21 @@ async def test_an_engine_that_drains_is_passed_by_and_its_word_passed_on_when_it
 
 
 @pytest.mark.parametrize("pieces", [(EVENT, EVENT), (EVENT, EVENT[:9])], ids=["between events", "in an event"])
-async def test_a_stream_that_breaks_ends_with_an_error_event_and_no_done(pieces: tuple[bytes, ...]) -> None:
-    async with gateway_over(breaks_after(*pieces), GOOD) as (gateway, engines):
+@pytest.mark.parametrize("continued", [True, False])
+async def test_a_stream_that_breaks_ends_with_an_error_event_and_no_done(
+    pieces: tuple[bytes, ...], continued: bool
+) -> None:
+    replicas = (breaks_after(*pieces),) if continued else (breaks_after(*pieces), GOOD)
+    async with gateway_over(*replicas, config=ServeConfig(continue_streams=continued)) as (gateway, engines):
         answer = await gateway.ask(stream=True)
         whole, _, last = answer.content.rpartition(b"\n\ndata: ")
-        assert answer.status_code == 200 and whole.startswith(b"".join(pieces).rstrip())
-        assert "fell off the bus" in json.loads(last)["error"]["message"]
+        told = json.loads(last)["error"]
+        assert answer.status_code == 200
+        assert whole + b"\n\n" == (EVENT * pieces.count(EVENT) if continued else b"".join(pieces).rstrip() + b"\n\n")
+        assert "fell off the bus" in told["message"]
+        assert told["code"] == ("stream_interrupted" if continued else "engine_failed")
         assert b"[DONE]" not in answer.content
-        assert not engines[1].calls  # what was begun is not begun again
+        assert not any(engine.calls for engine in engines[1:])  # what was begun is not begun again
         assert 'status="502"} 1.0' in (await gateway.http.get("/metrics")).text
 
 

@@ -106,7 +106,7 @@ async def test_a_hang_up_frees_the_engine(gateway: RunningGateway, sims: list[Si
         await sim.state(running=0)
 
 
-async def test_an_engine_killed_in_mid_stream_ends_the_stream_with_an_error(tmp_path: Path) -> None:
+async def test_an_engine_killed_in_mid_stream_without_another_ends_the_stream_with_an_error(tmp_path: Path) -> None:
     async with sim_processes(tmp_path, 1, **SLOWLY) as (sim,), gateway_over([sim]) as gateway:
         body: dict[str, Any] = {"model": "chat", "messages": HELLO, "max_tokens": 400, "stream": True}
         async with gateway.http.stream("POST", "/v1/chat/completions", json=body) as answer:
@@ -115,7 +115,7 @@ async def test_an_engine_killed_in_mid_stream_ends_the_stream_with_an_error(tmp_
             await sim.kill()
             rest = [line async for line in lines if line]
         assert answer.status_code == 200
-        assert json.loads(rest[-1].removeprefix("data: "))["error"]["code"] == "engine_failed"
+        assert json.loads(rest[-1].removeprefix("data: "))["error"]["code"] == "stream_interrupted"
         assert "data: [DONE]" not in rest
         await until(lambda: not gateway.replicas.candidates("chat"))
         assert (await gateway.ask()).status_code == 503

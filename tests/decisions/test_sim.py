@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from deepinfer.engine_shim.engine_args import SimArgs, check_engine_args
 from deepinfer.engine_shim.engines.sim import SimEngine
 from deepinfer.engine_shim.engines.sim_blocks import chained_blocks
+from deepinfer.engine_shim.engines.sim_script import Script
 from deepinfer.engine_shim.text.byte_tokenizer import END, ByteTokenizer
 from deepinfer.engine_shim.token_engine import SamplingParams, TokenDelta, TokenRequest
 from deepinfer.fleet.errors import InvalidRequest
@@ -80,6 +81,25 @@ async def test_words_depend_on_the_prompt_alone() -> None:
     assert texts == [[token for delta in deltas for token in delta.token_ids] for deltas in again]
     assert len({tuple(text) for text in texts}) > 10
     assert all(32 < len(text) <= 65 and text[-1] == END for text in texts)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    asked=st.text(alphabet="the riverqa .?\n", max_size=24),
+    told=st.integers(0, 70),
+    least=st.integers(0, 70),
+    most=st.integers(1, 100),
+    ignore_eos=st.booleans(),
+)
+def test_a_prompt_and_the_beginning_of_its_answer_are_answered_with_the_rest(
+    asked: str, told: int, least: int, most: int, ignore_eos: bool
+) -> None:
+    tokenizer = ByteTokenizer()
+    script, prompt = Script.of(tokenizer), tuple(tokenizer.encode(asked, add_special_tokens=False))
+    whole = script.answer(prompt, SamplingParams(most, min_tokens=least, ignore_eos=ignore_eos))
+    told = min(told, len(whole) - 1)
+    rest = SamplingParams(most - told, min_tokens=max(0, least - told), ignore_eos=ignore_eos)
+    assert script.answer(prompt + whole[:told], rest) == whole[told:]
 
 
 async def test_a_request_waits_for_room_and_those_behind_it_wait_too() -> None:

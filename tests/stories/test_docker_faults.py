@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -36,6 +39,30 @@ def pids(fleet: BoxedFleet) -> list[int]:
 
 def test_a_docker_without_live_restore_is_warned_about(fleet: BoxedFleet) -> None:
     assert node(fleet)["version"] and NO_LIVE_RESTORE in node(fleet)["warning"]
+
+
+def test_a_stream_whose_container_is_killed_goes_on_in_another(fleet: BoxedFleet) -> None:
+    before = fleet.wait_ready("boxed")
+
+    def tales(*, kill: bool) -> list[tuple[str, int]]:
+        """Of two streams at once: one in each container."""
+        how: Any = {"max_tokens": 300, "temperature": 0, "stream": True, "stream_options": {"include_usage": True}}
+        asked: list[Any] = [[{"role": "user", "content": f"Tell me tale {number}."}] for number in range(2)]
+        ignore = {"ignore_eos": True}
+        create = fleet.openai.chat.completions.create
+        streams = [create(model="boxed", messages=each, extra_body=ignore, **how) for each in asked]
+        chunks = [[next(stream), next(stream)] for stream in streams]
+        if kill:
+            os.kill(before[0]["pid"], signal.SIGKILL)
+        for stream, got in zip(streams, chunks, strict=True):
+            got += stream
+        texts = ["".join(chunk.choices[0].delta.content or "" for chunk in got if chunk.choices) for got in chunks]
+        return [(text, got[-1].usage.completion_tokens) for text, got in zip(texts, chunks, strict=True)]
+
+    undisturbed = tales(kill=False)
+    assert tales(kill=True) == undisturbed
+    assert "a stream goes on on another replica" in fleet.log("serve.log")
+    eventually(lambda: before[0]["pid"] not in [replica["pid"] for replica in fleet.wait_ready("boxed")], 60)
 
 
 def test_a_docker_that_hangs_is_unknown_and_its_engines_answer_on(fleet: BoxedFleet) -> None:

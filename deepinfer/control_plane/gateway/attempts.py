@@ -38,10 +38,12 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """An answer, and the loan to give back at its end."""
+    """An answer to `call`, and the loan to give back at its end. `failed`: placements that were tried before."""
 
     opened: Opened
     loan: Loan
+    call: EngineCall
+    failed: frozenset[str]
 
 
 class Attempts:
@@ -59,21 +61,21 @@ class Attempts:
         earlier: Loan | None = None
         while True:
             measured.sent_to(loan.placement)
+            own = renamed(call, loan.deployment) if asked.is_alias else call
             try:
-                own = renamed(call, loan.deployment) if asked.is_alias else call
                 outcome = await _open(loan.client, measured.traced(own))
             except BaseException:
                 loan.give_back()
                 raise
             if isinstance(outcome, Opened) and outcome.answer.status not in TRY_ANOTHER:
                 loan.began()
-                return Begun(outcome, loan)
+                return Begun(outcome, loan, own, tried)
             measured.failed(_reason(outcome))
             _judge(loan, earlier, outcome)
             tried |= {loan.placement}
             other = self._other(asked, tried, outcome)
             if other is None and isinstance(outcome, Opened):
-                return Begun(outcome, loan)  # its own words are the best there is
+                return Begun(outcome, loan, own, tried)  # its own words are the best there is
             if isinstance(outcome, Opened):
                 outcome.answer.cancel()
             loan.give_back()
@@ -129,7 +131,7 @@ async def _begun(answer: Answer) -> Opened:
     errors, first = EventErrors(), b""
     async for piece in answer:
         first = errors.passed(piece)
-        if first:
+        if first or errors.is_over:
             break
     if errors.failure is not None and errors.nothing_before:
         raise EngineFailed(errors.failure)

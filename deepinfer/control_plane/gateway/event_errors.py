@@ -17,15 +17,17 @@ _UNSAID = "The engine broke off its answer without saying why."
 
 
 class EventErrors:
-    """Watches one stream; gives each piece back without what follows an error. `failure` is its message, or None."""
+    """Watches one stream; gives each piece back without an error and what follows. `failure` is its message or None."""
 
     def __init__(self) -> None:
         self.failure: str | None = None
+        self.is_refusal = False  # the error is about the request, not about the engine
+        self.is_over = False  # all of the error has come
         self.nothing_before = False  # the error was the first event
+        self._error = b""
         self._last = b"\n\n"  # of what was passed on
         self._began = False
         self._held = b""
-        self._over = False
 
     def passed(self, piece: bytes) -> bytes:
         """What of it may be passed on now."""
@@ -35,14 +37,17 @@ class EventErrors:
         return self._by_lines(piece)
 
     def rest(self) -> bytes:
-        """What was held back, at the stream's end."""
+        """What was held back, at the stream's end; of an error, its event."""
         held, self._held = self._held, b""
-        return held if self.failure is None else held + self.separator
+        if self.failure is None:
+            return held
+        event, self._error = self._error + held, b""
+        return event + _separator(event)
 
     @property
     def separator(self) -> bytes:
         """What must come before another event: nothing, unless the stream stopped in the middle of one."""
-        return b"" if self._over or self._last.endswith((b"\n\n", b"\n\r\n")) else b"\n\n"
+        return _separator(self._last)
 
     def _by_lines(self, piece: bytes) -> bytes:
         data, self._held = self._held + piece, b""
@@ -54,13 +59,15 @@ class EventErrors:
                 break
             if at_start:
                 self._look_at(line)
-            if self._over:
+            if self.is_over:
                 break
-            passed.append(line)
-            self._last, self._began = (self._last + line)[-4:], True
-            at_start = line.endswith(b"\n")
-            if self.failure is not None and not line.strip():
-                self._over = True
+            if self.failure is not None:
+                self._error += line
+                self.is_over = not line.strip()
+            else:
+                passed.append(line)
+                self._last, self._began = (self._last + line)[-4:], True
+                at_start = line.endswith(b"\n")
         return b"".join(passed)
 
     def _look_at(self, line: bytes) -> None:
@@ -69,12 +76,24 @@ class EventErrors:
                 self._fails(_UNSAID)
             elif (error := _decoded(line).get("error")) is not None:
                 self._fails(_message(error))
+                self.is_refusal = _is_refusal(error)
         elif self.failure is _UNSAID and line.startswith(b"data:"):
             self.failure = _message(_decoded(line).get("error"))
 
     def _fails(self, message: str) -> None:
         self.failure = message
         self.nothing_before = not self._began
+
+
+def _separator(last: bytes) -> bytes:
+    return b"" if last.endswith((b"\n\n", b"\n\r\n")) else b"\n\n"
+
+
+def _is_refusal(error: object) -> bool:
+    """vLLM tells a status in `code`, deepinfer's own engines OpenAI's type."""
+    told = error if isinstance(error, dict) else {}
+    code = told.get("code")
+    return told.get("type") == "invalid_request_error" or (isinstance(code, int) and 400 <= code < 500)
 
 
 def _may_be_error(line: bytes) -> bool:

@@ -22,6 +22,7 @@ class Parts:
     ledger: Ledger = field(default_factory=Ledger)
     drain: Drain = field(default_factory=Drain)
     siblings: Siblings = field(default_factory=Siblings)
+    continues: bool = True  # streams whose engine died, on another replica
     media_domains: frozenset[str] = frozenset()  # engines may fetch from these
 
     @classmethod

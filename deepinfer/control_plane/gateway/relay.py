@@ -2,9 +2,9 @@
 
 A status is sent only when the engine's first bytes are there. Until then a failure costs nothing: another replica is
 tried (`attempts.py`), and if there is none the client gets a clean error. After that a broken answer is never made to
-look whole: a stream gets an error event and no [DONE], any other body ends with its connection. A stream in which the
-engine itself tells an error is broken too. The client's hang-up cancels in the engine; a slow client slows its own
-stream only. A stream is not continued on another replica.
+look whole: a stream of completions goes on on another replica (`going_on.py`); where that cannot be, it gets an error
+event and no [DONE]; any other body ends with its connection. A stream in which the engine itself tells an error is
+broken too. The client's hang-up cancels in the engine; a slow client slows its own stream only.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from deepinfer.control_plane.access.caller import Caller, caller_of, refuse_other_models
 from deepinfer.control_plane.gateway.admission import Asked, Turn
@@ -20,17 +22,22 @@ from deepinfer.control_plane.gateway.attempts import Attempts, Begun, Opened
 from deepinfer.control_plane.gateway.bill import Bill
 from deepinfer.control_plane.gateway.body import ClientGone, ModelRequest, read_request, request_id
 from deepinfer.control_plane.gateway.client_stream import ClientStream
+from deepinfer.control_plane.gateway.continuation import CONTINUED_PATHS
 from deepinfer.control_plane.gateway.engine_errors import engine_error
 from deepinfer.control_plane.gateway.error_reply import error_event, error_reply
 from deepinfer.control_plane.gateway.event_errors import EventErrors
+from deepinfer.control_plane.gateway.going_on import Another, go_on
 from deepinfer.control_plane.gateway.hang_up import WhileClientListens
+from deepinfer.control_plane.gateway.kept import Kept
 from deepinfer.control_plane.gateway.measured import Measured
 from deepinfer.control_plane.gateway.model_queue import urgency
 from deepinfer.control_plane.gateway.openai_models import nobody_for
+from deepinfer.control_plane.gateway.others import Others
 from deepinfer.control_plane.gateway.parts import Parts
 from deepinfer.control_plane.gateway.relayed_paths import RELAYED_PATHS
-from deepinfer.control_plane.openai_errors import QUEUE_POSITION, QUEUE_SECONDS, code_of
-from deepinfer.engine_shim.frames import HOP_BY_HOP
+from deepinfer.control_plane.openai_errors import QUEUE_POSITION, QUEUE_SECONDS, StreamInterrupted, code_of
+from deepinfer.engine_shim.client import Answer
+from deepinfer.engine_shim.frames import HOP_BY_HOP, EngineCall
 from deepinfer.fleet.errors import DeepinferError, EngineFailed
 
 log = logging.getLogger(__name__)
@@ -50,6 +57,16 @@ class AnswerBrokenOff(EngineFailed):
     """The engine failed in the middle of an answer; the connection to the client is closed, so that it notices."""
 
 
+@dataclass(frozen=True, slots=True)
+class Passing:
+    """An answer on its way to its client; `another` lends who may go on if it breaks in the middle, None: nobody."""
+
+    call: EngineCall
+    another: Another | None
+    measured: Measured
+    headers: Headers  # of ours
+
+
 class Relay:
     """Serves every request that names a model."""
 
@@ -59,6 +76,7 @@ class Relay:
         self._admission = parts.admission
         self._ledger = parts.ledger
         self._media_domains = parts.media_domains
+        self._continued_paths = CONTINUED_PATHS if parts.continues else frozenset()
         self._attempts = Attempts(parts.admission)
         self._now = asyncio.get_running_loop().time
 
@@ -108,13 +126,19 @@ class Relay:
                 if begun.opened.answer.status >= 400:
                     measured.status = await _refuse(begun, request, send, measured)
                 else:
-                    measured.status = await _pass_on(begun, send, measured, _queue_headers(turn))
+                    own = ((b"x-request-id", measured.request_id), *_queue_headers(turn))
+                    passing = Passing(begun.call, self._others(asked, begun, measured), measured, own)
+                    measured.status = await _pass_on(begun, send, passing)
                 took = self._now() - began if measured.status < 400 else None
             finally:
                 begun.opened.answer.cancel()  # nothing, if the answer is whole
                 begun.loan.give_back()
         finally:
             drain.ended(asked.work, self._now(), took)
+
+    def _others(self, asked: Asked, begun: Begun, measured: Measured) -> Another | None:
+        is_continued = begun.call.path in self._continued_paths
+        return Others(self._admission, asked, begun, measured) if is_continued else None
 
     def _asked(self, request: ModelRequest, caller: Caller, bill: Bill) -> Asked:
         """Raises `RateLimited`."""
@@ -145,15 +169,16 @@ async def _refuse(begun: Begun, request: ModelRequest, send: Send, measured: Mea
     return answer.status
 
 
-async def _pass_on(begun: Begun, send: Send, measured: Measured, more: Headers) -> int:
+async def _pass_on(begun: Begun, send: Send, passing: Passing) -> int:
     """The status to count."""
     opened, answer = begun.opened, begun.opened.answer
     headers = [header for header in answer.headers if header[0] not in _NOT_SENT_BACK]
-    headers += ((b"x-request-id", measured.request_id), *more)
+    headers += passing.headers
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    client = ClientStream(send, measured.streamed)
+    client = ClientStream(send, passing.measured.streamed)
     if opened.errors is not None and client.is_chunked:
-        return await _pass_on_events(begun, opened.errors, measured.scope["path"], client)
+        broken = await _pass_on_events(begun, opened.errors, passing, client)
+        return BROKEN_OFF if broken else answer.status
     try:
         await _pass_on_body(opened, client)
     except EngineFailed as error:
@@ -176,21 +201,37 @@ async def _pass_on_body(opened: Opened, client: ClientStream) -> None:
             await client.send(piece, more=True)
 
 
-async def _pass_on_events(begun: Begun, errors: EventErrors, path: str, client: ClientStream) -> int:
-    """The same, and what breaks off is told as an event, once: by the engine if it can, else here."""
-    opened = begun.opened
-    client.write(opened.first)
-    last = b""
-    try:
-        await opened.answer.pour(lambda piece: client.write(errors.passed(piece)), client.drained)
-    except EngineFailed as error:
-        if errors.failure is None:
-            last = errors.separator + error_event(error, path)
-            errors.failure = str(error)
-    await client.send(last or errors.rest(), more=False)
-    if errors.failure is None:
+async def _pass_on_events(begun: Begun, errors: EventErrors, passing: Passing, client: ClientStream) -> bool:
+    """The same, and what breaks off goes on elsewhere, or is told as an event. Whether it was told."""
+    kept = Kept() if passing.another is not None else None
+    passed = errors.passed if kept is None else lambda piece: kept.passed(errors.passed(piece))
+    client.write(begun.opened.first if kept is None else kept.passed(begun.opened.first))
+    failure = await _poured(begun.opened.answer, passed, errors, client)
+    if failure is None:
         begun.loan.answered()
-        return opened.answer.status
-    begun.loan.failed()
-    log.warning("an engine failed in the middle of an answer: %s", errors.failure)
-    return BROKEN_OFF
+        last = errors.rest() if kept is None else kept.passed(errors.rest()) + kept.rest()
+    else:
+        begun.loan.failed()
+        log.warning("an engine failed in the middle of an answer: %s", failure)
+        told = errors.rest() if errors.failure is not None else b""
+        last = told or errors.separator + error_event(failure, passing.call.path)
+        if kept is not None and passing.another is not None and not errors.is_refusal:
+            try:
+                await go_on(passing.call, kept, client, passing.another, str(failure))
+                last, failure = b"", None
+            except StreamInterrupted as error:
+                log.warning("an answer ends in the middle: %s", error)
+                last = (b"" if kept.is_whole else errors.separator) + error_event(error, passing.call.path)
+    await client.send(last, more=False)
+    return failure is not None
+
+
+async def _poured(
+    answer: Answer, passed: Callable[[bytes], bytes], errors: EventErrors, client: ClientStream
+) -> EngineFailed | None:
+    """Why it broke off, if it did, by the engine's own word first."""
+    try:
+        await answer.pour(lambda piece: client.write(passed(piece)), client.drained)
+    except EngineFailed as error:
+        return error if errors.failure is None else EngineFailed(errors.failure)
+    return None if errors.failure is None else EngineFailed(errors.failure)

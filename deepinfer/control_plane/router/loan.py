@@ -8,6 +8,7 @@ from typing import Protocol
 from deepinfer.control_plane.router.health import Health
 from deepinfer.control_plane.router.routes import Route
 from deepinfer.engine_shim.client import EngineClient
+from deepinfer.fleet.errors import EngineFailed
 
 
 class Lender(Protocol):
@@ -42,6 +43,7 @@ class Loan:
 
     def answered(self) -> None:
         """All of it came."""
+        self._judged = True
         self._lender.health.answered(self._lender.now())
 
     def failed(self) -> None:
@@ -64,4 +66,8 @@ class Loan:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if not self._judged and isinstance(error, EngineFailed):
+            self.failed()
+        elif error is None:
+            self.answered()
         self.give_back()

@@ -23,6 +23,7 @@ class Choices:
     samplings: tuple[SamplingParams, ...]  # one for each prompt
     shape: TextShape
     n: int
+    generated: int = 0  # the last tokens of the prompt that are of an answer
 
     def __len__(self) -> int:
         return len(self.prompts) * self.n
@@ -32,7 +33,8 @@ class Choices:
         for at, (prompt, sampling) in enumerate(zip(self.prompts, self.samplings, strict=True)):
             for choice in range(self.n):
                 seed = None if sampling.seed is None else sampling.seed + choice
-                yield TokenRequest(f"{self.id}-{at * self.n + choice}", prompt, replace(sampling, seed=seed))
+                identity = f"{self.id}-{at * self.n + choice}"
+                yield TokenRequest(identity, prompt, replace(sampling, seed=seed), self.generated)
 
     async def run(self, generator: TextGenerator, take: Take) -> None:
         """Until all have ended. The first failure ends all; a cancelled `run` aborts them in the engine."""

@@ -22,6 +22,7 @@ class CompletionRequest(GenerationRequest):
     echo: bool = False
     best_of: int | None = None
     add_special_tokens: bool = True
+    generated_tokens: int = Field(default=0, ge=0)  # ours: so many at the prompt's end are of an answer to go on with
 
     def model_post_init(self, context: Any, /) -> None:
         super().model_post_init(context)

@@ -30,7 +30,8 @@ async def completions(serving: Serving, body: bytes, send: Send) -> None:
     tokens = tuple([await _tokens(serving, prompt, request) for prompt in prompts])
     samplings = tuple(_sampling(serving, request, len(ids)) for ids in tokens)
     head = serving.head("cmpl", "text_completion")
-    choices = Choices(head["id"], tokens, samplings, request.shape(), request.n)
+    generated = min(request.generated_tokens, *map(len, tokens))
+    choices = Choices(head["id"], tokens, samplings, request.shape(), request.n, generated)
     tokenizer = serving.generator.tokenizer
     echoes = [_echo(tokenizer, prompt, request) for prompt in prompts for _ in range(request.n)]
     if request.stream:

@@ -17,8 +17,9 @@ import pytest
 import transformers
 
 from deepinfer.agent.models import Models
+from deepinfer.engine_shim.engines.layer_shard.engine import LayerShardEngine
 from deepinfer.engine_shim.engines.layer_shard.gguf_import import GgufImportError, import_gguf
-from deepinfer.engine_shim.token_engine import SamplingParams
+from deepinfer.engine_shim.token_engine import SamplingParams, TokenRequest
 from deepinfer.fleet.places import cache_dir
 from deepinfer.fleet.spec import DeploymentSpec, EngineKind
 
@@ -57,6 +58,26 @@ async def test_eight_at_once_are_answered_as_transformers_answers_each(
         answers = await asyncio.gather(*[answer(engine, prompt, greedy) for prompt in prompts])
     assert answers == reference(smollm2, prompts, 24)
     assert tokenizer.decode(answers[0]).startswith("The capital of France is Paris.")
+
+
+async def test_an_answer_that_was_begun_elsewhere_goes_on_as_it_would_have(
+    smollm2: Path, serve: Callable[..., Any], answer: Callable[..., Any]
+) -> None:
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(smollm2)
+    prompts = [tokenizer(question)["input_ids"] for question in QUESTIONS]
+    greedy = SamplingParams(max_tokens=40, temperature=0, ignore_eos=True)
+
+    async def rest(engine: LayerShardEngine, prompt: list[int], begun: list[int]) -> list[int]:
+        sampling = SamplingParams(max_tokens=40 - len(begun), temperature=0, ignore_eos=True)
+        deltas = engine.generate(TokenRequest("rest", (*prompt, *begun), sampling, generated=len(begun)))
+        return [token async for delta in deltas for token in delta.token_ids]
+
+    async with serve(smollm2) as engine:
+        whole = await asyncio.gather(*[answer(engine, prompt, greedy) for prompt in prompts])
+        pairs = list(zip(prompts, whole, strict=True))
+        for told in (1, 9, 25):
+            rests = await asyncio.gather(*[rest(engine, prompt, made[:told]) for prompt, made in pairs])
+            assert rests == [made[told:] for made in whole]
 
 
 def test_the_converted_folder_is_an_ordinary_model(smollm2: Path) -> None:

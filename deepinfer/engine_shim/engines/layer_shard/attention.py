@@ -37,19 +37,25 @@ class Segment:
     slab: KvSlab
     start: int
     count: int
+    again: bool = False  # one of several tokens of this sequence, that an earlier step computed one by one
 
 
 class RaggedBatch:
-    """A step's segments with their memory views, taken once for all layers. Single tokens must come first."""
+    """A step's segments with their memory views, taken once for all layers. Single tokens must come first.
+
+    Of these, first the ones of a sequence each, then those that are computed `again`: they see what others of the step
+    only write, which torch's way does before any attention, and the kernel in the midst of it.
+    """
 
     def __init__(self, segments: Sequence[Segment], decode: DecodeAttention | None = None) -> None:
         singles = sum(segment.count == 1 for segment in segments)
         if any(segment.count == 1 for segment in segments[singles:]):
             raise ValueError("segments of a single token must come first")
         self._decode = decode
-        self._by_kernel = singles if decode else 0
+        alone = sum(segment.count == 1 and not segment.again for segment in segments[:singles])
+        self._by_kernel = alone if decode else 0
         if decode:
-            self._held = decode.held([(s.slab, s.start + 1) for s in segments[:singles]])
+            self._held = decode.held([(s.slab, s.start + 1) for s in segments[:alone]])
         segments = segments[self._by_kernel :]
         self._singles = singles - self._by_kernel
         self._counts = [segment.count for segment in segments]

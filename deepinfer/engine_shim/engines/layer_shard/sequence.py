@@ -30,6 +30,11 @@ class Sequence:
         self.tokens = list(self.request.token_ids)
 
     @property
+    def given(self) -> int:
+        """So many tokens were never generated: they are computed together, and all others as they were, one by one."""
+        return len(self.request.token_ids) - self.request.generated
+
+    @property
     def answer(self) -> Tokens[int]:
         return self.tokens[len(self.request.token_ids) :]
 

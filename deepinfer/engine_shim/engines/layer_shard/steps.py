@@ -31,11 +31,27 @@ class _Part:
 
     sequence: Sequence
     count: int
+    capacity: int  # that its memory must have
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """Tokens `start:stop` of a sequence, that get one attention call."""
+
+    sequence: Sequence
+    start: int
+    stop: int
+    again: bool = False
 
     @property
     def completes(self) -> bool:
-        """All its tokens are computed then, and the next can be chosen."""
-        return self.sequence.computed + self.count == len(self.sequence.tokens)
+        """All tokens are computed then, and the next can be chosen."""
+        return self.stop == len(self.sequence.tokens)
+
+    @property
+    def rank(self) -> int:
+        """The order that attention wants."""
+        return 2 if self.stop - self.start > 1 else int(self.again)
 
 
 class Steps:
@@ -94,7 +110,7 @@ class Steps:
         plan = plan_step([s.state() for s in self._running], [s.state() for s in self._waiting], self._limits)
         parts = self._scheduled(plan)
         try:
-            deltas = self._computed(plan, parts)
+            deltas = self._computed(parts)
         except Exception as error:
             log.exception("a step of %d sequences failed", len(parts))
             failed = TokenDelta(finish_reason=FinishReason.ERROR, error=f"The engine failed: {error}")
@@ -114,26 +130,24 @@ class Steps:
             sequence.forget()
             self._running.remove(sequence)
             self._waiting.appendleft(sequence)
-        parts = [_Part(by_number[work.id], work.count) for work in plan.work]
+        parts = [_Part(by_number[work.id], work.count, work.capacity) for work in plan.work]
         admitted = {id(part.sequence) for part in parts}
         while self._waiting and id(self._waiting[0]) in admitted:
             self._running.append(self._waiting.popleft())
         return parts
 
-    def _computed(self, plan: StepPlan, parts: list[_Part]) -> list[tuple[Sequence, TokenDelta]]:
-        segments = [
-            Segment(self._slab(part.sequence, work.capacity), part.sequence.computed, part.count)
-            for part, work in zip(parts, plan.work, strict=True)
-        ]
-        hidden = self._forward(parts, segments)
-        complete = [part.completes for part in parts]
+    def _computed(self, parts: list[_Part]) -> list[tuple[Sequence, TokenDelta]]:
+        slabs = {part.sequence.number: self._slab(part.sequence, part.capacity) for part in parts}
+        spans = sorted(itertools.chain.from_iterable(map(_spans, parts)), key=lambda span: span.rank)
+        segments = [Segment(slabs[s.sequence.number], s.start, s.stop - s.start, s.again) for s in spans]
+        hidden = self._forward(spans, segments)
         for part in parts:
             part.sequence.computed += part.count
-        if not any(complete):
+        ends = itertools.accumulate(span.stop - span.start for span in spans)
+        last = [(span.sequence, end - 1) for span, end in zip(spans, ends, strict=True) if span.completes]
+        if not last:
             return []
-        ends = itertools.accumulate(part.count for part in parts)
-        last_rows = [end - 1 for end, whole in zip(ends, complete, strict=True) if whole]
-        sequences = [part.sequence for part, whole in zip(parts, complete, strict=True) if whole]
+        sequences, last_rows = [sequence for sequence, _ in last], [row for _, row in last]
         choices = choose(self._stage.logits(hidden[last_rows]), [sequence.row() for sequence in sequences])
         return [(sequence, sequence.accept(choice)) for sequence, choice in zip(sequences, choices, strict=True)]
 
@@ -144,10 +158,20 @@ class Steps:
             sequence.slab.grow(capacity, sequence.computed)
         return sequence.slab
 
-    def _forward(self, parts: list[_Part], segments: list[Segment]) -> torch.Tensor:
-        spans = [(part.sequence.computed, part.sequence.computed + part.count) for part in parts]
-        tokens = [part.sequence.tokens[start:stop] for part, (start, stop) in zip(parts, spans, strict=True)]
-        ids = torch.tensor(list(itertools.chain.from_iterable(tokens)), device=self._stage.device)
-        places = itertools.chain.from_iterable(range(start, stop) for start, stop in spans)
+    def _forward(self, spans: list[_Span], segments: list[Segment]) -> torch.Tensor:
+        tokens = itertools.chain.from_iterable(span.sequence.tokens[span.start : span.stop] for span in spans)
+        ids = torch.tensor(list(tokens), device=self._stage.device)
+        places = itertools.chain.from_iterable(range(span.start, span.stop) for span in spans)
         positions = torch.tensor(list(places), device=self._stage.device)
         return self._stage.forward(ids, positions, segments)
+
+
+def _spans(part: _Part) -> list[_Span]:
+    """What was given, in one; then what was generated and is not there any more, token by token, as it was made."""
+    sequence, start = part.sequence, part.sequence.computed
+    stop = start + part.count
+    if part.count == 1:
+        return [_Span(sequence, start, stop)]
+    split = min(max(start, sequence.given), stop)
+    given = [_Span(sequence, start, split)] if split > start else []
+    return given + [_Span(sequence, at, at + 1, again=True) for at in range(split, stop)]
