@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -43,6 +44,27 @@ async def sims(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[list[S
 async def gateway(sims: list[SimProcess]) -> AsyncIterator[RunningGateway]:
     async with gateway_over(sims) as gateway:
         yield gateway
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_request_leaves_nothing_to_the_garbage_collector(gateway: RunningGateway) -> None:
+    """Cycles of thousands of requests would be looked for at once, while all streams wait."""
+    await gateway.ask(max_tokens=2)
+    gc.collect()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        for stream in (False, True):
+            await gateway.ask(max_tokens=2, stream=stream)
+        gc.collect()
+        left = {type(found).__qualname__ for found in gc.garbage if is_ours(type(found))}
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+    assert not left
+
+
+def is_ours(kind: type) -> bool:
+    return kind.__module__.startswith(("deepinfer.", "uvicorn."))
 
 
 @pytest.mark.asyncio(loop_scope="module")

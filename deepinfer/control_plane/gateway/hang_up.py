@@ -30,6 +30,7 @@ class WhileClientListens:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         self._listening.cancel()  # not awaited: it has nothing to clean up, and this is the data path
+        del self._listening  # whose end refers to this: a cycle, which the garbage collector would have to find
         if not self.hung_up:
             return False
         ours = self._serving.uncancel() <= self._already_cancelling
