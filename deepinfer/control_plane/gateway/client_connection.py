@@ -9,6 +9,7 @@ waits for, is closed, and may send the other again, as HTTP foresees.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any, Final
 
@@ -21,6 +22,8 @@ from deepinfer.control_plane.gateway.request_head import check_head, check_head_
 from deepinfer.control_plane.openai_errors import NotHttp, RequestTooSlow
 from deepinfer.fleet.errors import DeepinferError
 
+CONNECTION: Final = "deepinfer.connection"
+"""In a request's scope: the connection it came on."""
 BEING_REFUSED: Final = 100
 """Connections. More of them are closed without a word."""
 KEEP_ALIVE_SECONDS: Final = 5.0
@@ -55,6 +58,7 @@ class ClientConnection(HttpToolsProtocol):
         self._body_bytes = 0
         self._not_parsed = 0  # bytes of a body that the parser does not take for one
         self._unsent, self._unsent_since = 0, 0.0
+        self.when_gone: Callable[[], None] | None = None  # called when the client is, before its answer's end
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -68,6 +72,13 @@ class ClientConnection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.leave(self)
         super().connection_lost(exc)
+        if self.when_gone is not None and self.is_gone:
+            self.when_gone()
+
+    @property
+    def is_gone(self) -> bool:
+        """The client hung up before its answer's end."""
+        return self.cycle is not None and self.cycle.disconnected
 
     def data_received(self, data: bytes) -> None:
         self._taken += len(data)
@@ -104,6 +115,7 @@ class ClientConnection(HttpToolsProtocol):
             check_head_size(self.url, self.headers, self._limits)
         if self.parser.should_upgrade():
             self._not_parsed = self._length_without_parser()
+        self.scope[CONNECTION] = self  # type: ignore[typeddict-unknown-key]
         super().on_headers_complete()
         self.headers = []  # for trailers: what they say comes too late
         self._reading = _Reading.BODY

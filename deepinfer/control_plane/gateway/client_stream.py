@@ -1,20 +1,23 @@
-"""The body of an answer on its way to its client.
+"""An answer on its way to its client, past the server's own `send`: what is ready together leaves in one write.
 
-A piece of a streamed body goes into the connection's buffer at once, with no task and no coroutine for it; `drained`
-holds back what fills the buffer. A client that takes nothing of it is cut off in time (client_connection.py).
+A piece goes into the connection's buffer at once, with no task and no coroutine for it; `drained` holds back what fills
+the buffer. A client that takes nothing of it is cut off in time (client_connection.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
-from deepinfer.control_plane.gateway.asgi import Send
+from deepinfer.control_plane.gateway.asgi import Headers, Send
+from deepinfer.fleet.errors import EngineFailed
+
+_WITHOUT_BODY = (204, 304)
 
 
 class ClientStream:
-    """Of uvicorn's own request cycle, which `send` belongs to; begun when the answer's head was sent.
+    """Of uvicorn's own request cycle, which `send` belongs to. `begin` it, `write` pieces, and `end` it.
 
     `streamed` hears of each piece.
     """
@@ -24,26 +27,74 @@ class ClientStream:
         if not isinstance(cycle, RequestResponseCycle):
             raise TypeError("The gateway runs on uvicorn's httptools protocol, with nothing in between.")
         self._cycle = cycle
-        self._send = send
         self._streamed = streamed
+        self._head = b""  # not sent yet: it goes with the first piece
+        self._has_body = True
+
+    def begin(self, status: int, headers: Headers) -> None:
+        """Raises `EngineFailed` for headers that are none; then nothing has begun."""
+        cycle, length = self._cycle, None
+        lines = [STATUS_LINE[status]]
+        for header in (*cycle.default_headers, *headers):
+            if header[0] == b"content-length":
+                length = int(header[1])
+            lines.append(b"%b: %b\r\n" % header)
+        if not cycle.keep_alive:
+            lines.append(b"connection: close\r\n")
+        self._has_body = cycle.scope["method"] != "HEAD" and status not in _WITHOUT_BODY
+        is_chunked = self._has_body and length is None
+        if is_chunked:
+            lines.append(b"transfer-encoding: chunked\r\n")
+        head = b"".join(lines)
+        if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines) or b"\0" in head:
+            raise EngineFailed("The engine's answer has a header that is none.")
+        self._head = head + b"\r\n"
+        cycle.chunked_encoding = is_chunked
+        cycle.expected_content_length = (length or 0) if self._has_body else 0
+        cycle.response_started, cycle.waiting_for_100_continue = True, False
 
     @property
     def is_chunked(self) -> bool:
-        """Whether `write` may be used: the body's length is not known and there is a body."""
+        """Whether the body's length is not known, and there is a body."""
         return self._cycle.chunked_encoding is True
 
     def write(self, piece: bytes) -> None:
+        """What is more than was promised is dropped, and told at the end."""
         cycle = self._cycle
-        if piece and not cycle.disconnected:
-            cycle.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
-            self._streamed(piece)
+        if not piece or cycle.disconnected or not self._has_body:
+            return
+        if cycle.chunked_encoding:
+            cycle.transport.write(b"%b%x\r\n%b\r\n" % (self._head, len(piece), piece))
+        else:
+            cycle.expected_content_length -= len(piece)
+            if cycle.expected_content_length < 0:
+                return
+            cycle.transport.write(self._head + piece)
+        self._head = b""
+        self._streamed(piece)
 
-    async def send(self, piece: bytes, *, more: bool) -> None:
-        """As the server does it, which checks the length that was promised."""
-        await self.drained()
-        if piece:
-            self._streamed(piece)
-        await self._send({"type": "http.response.body", "body": piece, "more_body": more})
+    def end(self, last: bytes = b"") -> None:
+        """Raises `EngineFailed` for a body that is not as long as was promised."""
+        cycle = self._cycle
+        if cycle.chunked_encoding and last and not cycle.disconnected:
+            self._streamed(last)
+            last = b"%x\r\n%b\r\n" % (len(last), last)
+        else:
+            self.write(last)
+            last = b""
+        if cycle.disconnected:
+            return
+        if cycle.expected_content_length:
+            raise EngineFailed("The engine's answer is not as long as its Content-Length says.")
+        rest = b"%b%b%b" % (self._head, last, b"0\r\n\r\n" if cycle.chunked_encoding else b"")
+        if rest:
+            cycle.transport.write(rest)
+        self._head = b""
+        cycle.response_complete = True
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            cycle.transport.close()
+        cycle.on_response()
 
     async def drained(self) -> None:
         """Returns when the client has taken most of what waits for it, or is gone."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from types import TracebackType
 
-from deepinfer.control_plane.gateway.asgi import Receive
+from deepinfer.control_plane.gateway.client_connection import ClientConnection
 
 
 class WhileClientListens:
@@ -14,30 +14,29 @@ class WhileClientListens:
     `hung_up` tells afterwards. The request's body must have been read.
     """
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, connection: ClientConnection) -> None:
         self.hung_up = False
-        self._receive = receive
+        self._connection = connection
 
-    async def __aenter__(self) -> WhileClientListens:
+    def __enter__(self) -> WhileClientListens:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a coroutine runs in a task
         self._serving = task
         self._already_cancelling = task.cancelling()
-        self._listening = asyncio.create_task(self._wait_for_hang_up())
+        self._connection.when_gone = self._end
+        if self._connection.is_gone:
+            self._end()
         return self
 
-    async def __aexit__(
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        self._listening.cancel()  # not awaited: it has nothing to clean up, and this is the data path
-        del self._listening  # whose end refers to this: a cycle, which the garbage collector would have to find
+        self._connection.when_gone = None
         if not self.hung_up:
             return False
         ours = self._serving.uncancel() <= self._already_cancelling
         return ours and kind is asyncio.CancelledError
 
-    async def _wait_for_hang_up(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+    def _end(self) -> None:
         self.hung_up = True
         self._serving.cancel()

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from deepinfer.control_plane.access.caller import Caller, caller_of, refuse_other_models
 from deepinfer.control_plane.gateway.admission import Asked, Turn
 from deepinfer.control_plane.gateway.asgi import Headers, Receive, Scope, Send
-from deepinfer.control_plane.gateway.attempts import Attempts, Begun, Opened
+from deepinfer.control_plane.gateway.attempts import Attempts, Begun
 from deepinfer.control_plane.gateway.bill import Bill
 from deepinfer.control_plane.gateway.body import ClientGone, ModelRequest, read_request, request_id
+from deepinfer.control_plane.gateway.client_connection import CONNECTION
 from deepinfer.control_plane.gateway.client_stream import ClientStream
 from deepinfer.control_plane.gateway.continuation import CONTINUED_PATHS
 from deepinfer.control_plane.gateway.engine_errors import engine_error
@@ -101,7 +102,7 @@ class Relay:
                 raise nobody_for(self._replicas, request.model)
             measured.goes_to(request.model)
             asked = self._asked(request, caller, bill)
-            async with WhileClientListens(receive):
+            with WhileClientListens(measured.scope[CONNECTION]):
                 await self._relay(request, asked, send, measured)
         except ClientGone:
             return
@@ -174,31 +175,21 @@ async def _pass_on(begun: Begun, send: Send, passing: Passing) -> int:
     opened, answer = begun.opened, begun.opened.answer
     headers = [header for header in answer.headers if header[0] not in _NOT_SENT_BACK]
     headers += passing.headers
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     client = ClientStream(send, passing.measured.streamed)
+    client.begin(answer.status, tuple(headers))
     if opened.errors is not None and client.is_chunked:
         broken = await _pass_on_events(begun, opened.errors, passing, client)
         return BROKEN_OFF if broken else answer.status
     try:
-        await _pass_on_body(opened, client)
+        client.write(opened.first)
+        await answer.pour(client.write, client.drained)
+        client.end()
     except EngineFailed as error:
         begun.loan.failed()
         log.warning("an engine failed in the middle of an answer: %s", error)
         raise AnswerBrokenOff(str(error)) from error
     begun.loan.answered()
-    await client.send(b"", more=False)
     return answer.status
-
-
-async def _pass_on_body(opened: Opened, client: ClientStream) -> None:
-    """Bytes as they come; a slow client is waited for."""
-    if client.is_chunked:
-        client.write(opened.first)
-        await opened.answer.pour(client.write, client.drained)
-    else:
-        await client.send(opened.first, more=True)
-        async for piece in opened.answer:
-            await client.send(piece, more=True)
 
 
 async def _pass_on_events(begun: Begun, errors: EventErrors, passing: Passing, client: ClientStream) -> bool:
@@ -222,7 +213,7 @@ async def _pass_on_events(begun: Begun, errors: EventErrors, passing: Passing, c
             except StreamInterrupted as error:
                 log.warning("an answer ends in the middle: %s", error)
                 last = (b"" if kept.is_whole else errors.separator) + error_event(error, passing.call.path)
-    await client.send(last, more=False)
+    client.end(last)
     return failure is not None
 
 
