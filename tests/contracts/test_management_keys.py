@@ -52,7 +52,8 @@ async def test_a_key_is_made_shown_changed_and_revoked_and_its_secret_told_once(
 
     ring = KeyRing(ADMIN_TOKEN)
     ring.update((await store.view()).fleet)
-    assert ring.caller(secret.encode()).limits.concurrent_streams == 2
+    limits = ring.caller(secret.encode()).limits
+    assert limits is not None and limits.concurrent_streams == 2
     assert (await api.delete(f"{PATH}/{key_id}")).json() == {"id": key_id, "revoked": True}
     assert not (await store.read(keys.API_KEYS)).entries
     for gone in (

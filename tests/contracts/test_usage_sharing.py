@@ -30,7 +30,6 @@ async def gateway(store: EtcdStore, name: str) -> AsyncIterator[Ledger]:
 def use(ledger: Ledger, requests: int) -> None:
     now = asyncio.get_running_loop().time()
     usage = ledger.usage("k", LIMITS, now)
-    assert usage is not None
     for _ in range(requests):
         usage.begin(5, now)
     ledger.changed.set()
@@ -39,7 +38,6 @@ def use(ledger: Ledger, requests: int) -> None:
 def left(ledger: Ledger) -> int:
     now = asyncio.get_running_loop().time()
     usage = ledger.usage("k", LIMITS, now)
-    assert usage is not None
     return int(usage.headers(now)["x-ratelimit-remaining-requests"])
 
 

@@ -74,7 +74,7 @@ def test_a_ring_knows_the_keys_of_the_last_view_and_no_other() -> None:
     ring.update(Snapshot(api_keys=(key(USER, "team", **fields),)))
     known = ring.caller(USER.encode())
     assert (known.name, known.role, *known.models, known.priority) == ("team", Role.USER, "chat", 3)
-    assert known.limits.tokens_per_minute == 7
+    assert known.limits == KeyLimits(tokens_per_minute=7)
     assert ring.caller(ADMIN_TOKEN.encode()) is LOCAL_ADMIN
     for secret in ("", "di-other", USER[:-1], USER + "x", key(USER).sha256, key(USER).id):
         with pytest.raises(InvalidApiKey):

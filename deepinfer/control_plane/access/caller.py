@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from deepinfer.control_plane.openai_errors import AdminOnly, ModelNotAllowed
@@ -21,7 +21,7 @@ class Caller:
     name: str
     role: Role = Role.USER
     models: frozenset[str] = frozenset()  # empty: all
-    limits: KeyLimits = field(default_factory=KeyLimits)
+    limits: KeyLimits | None = None  # None: none
     priority: int = 0
 
     def may_use(self, model: str) -> bool:
@@ -37,7 +37,8 @@ LOCAL_ADMIN = Caller("local", "local-admin", Role.ADMIN)
 
 
 def caller_with(key: ApiKey) -> Caller:
-    return Caller(key.id, key.name, key.role, frozenset(key.models), key.limits, key.priority)
+    limits = None if key.limits == KeyLimits() else key.limits
+    return Caller(key.id, key.name, key.role, frozenset(key.models), limits, key.priority)
 
 
 def caller_of(scope: Mapping[str, Any]) -> Caller:

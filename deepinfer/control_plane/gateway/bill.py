@@ -3,6 +3,7 @@ next requests are foreseen to be."""
 
 from __future__ import annotations
 
+from deepinfer.control_plane.gateway.asgi import Headers
 from deepinfer.control_plane.gateway.usage import Tokens
 from deepinfer.control_plane.gateway.work import Experience
 from deepinfer.control_plane.limits.key_usage import KeyUsage
@@ -26,6 +27,12 @@ class Bill:
         """Raises `RateLimited`."""
         usage.begin(tokens, now)
         self._usage, self._tokens = usage, tokens
+
+    def headers(self, now: float) -> Headers:
+        """What is left to its key, as OpenAI tells it; nothing for one without limits."""
+        if self._usage is None:
+            return ()
+        return tuple((name.encode(), value.encode()) for name, value in self._usage.headers(now).items())
 
     def settle(self, told: Tokens, now: float) -> bool:
         """By what its answer told of itself. Whether a key was charged."""

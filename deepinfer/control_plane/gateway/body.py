@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import re
 from dataclasses import dataclass
+from itertools import count
 from secrets import token_hex
 from typing import Any, Final
 from urllib.parse import parse_qs
@@ -34,6 +35,8 @@ NOT_PASSED_ON = (
 )
 _TIMEOUTS = frozenset((b"x-request-timeout", b"x-stainless-read-timeout"))
 _SECONDS = re.compile(rb"[0-9]{1,7}(\.[0-9]{1,6})?")
+_OURS = token_hex(10).encode()  # of this process: ids of ours are this and a number
+_numbers = count()
 _KEPT_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -70,7 +73,7 @@ def request_id(scope: Scope) -> bytes:
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _KEPT_ID.fullmatch(value):
             return bytes(value)
-    return token_hex(16).encode()
+    return b"%b%012x" % (_OURS, next(_numbers))
 
 
 async def read_request(scope: Scope, receive: Receive, request_id: bytes, domains: frozenset[str]) -> ModelRequest:

@@ -103,7 +103,7 @@ class Relay:
             measured.goes_to(request.model)
             asked = self._asked(request, caller, bill)
             with WhileClientListens(measured.scope[CONNECTION]):
-                await self._relay(request, asked, send, measured)
+                await self._relay(request, asked, send, (measured, bill))
         except ClientGone:
             return
         except AnswerBrokenOff:
@@ -114,7 +114,8 @@ class Relay:
             measured.refused(reply.status, code_of(error))
             await reply.send(send)
 
-    async def _relay(self, request: ModelRequest, asked: Asked, send: Send, measured: Measured) -> None:
+    async def _relay(self, request: ModelRequest, asked: Asked, send: Send, told: tuple[Measured, Bill]) -> None:
+        measured, bill = told
         turn = await self._admission.turn(asked, measured)
         if asked.is_alias:
             measured.goes_to(turn.loan.deployment)
@@ -127,7 +128,7 @@ class Relay:
                 if begun.opened.answer.status >= 400:
                     measured.status = await _refuse(begun, request, send, measured)
                 else:
-                    own = ((b"x-request-id", measured.request_id), *_queue_headers(turn))
+                    own = ((b"x-request-id", measured.request_id), *_queue_headers(turn), *bill.headers(self._now()))
                     passing = Passing(begun.call, self._others(asked, begun, measured), measured, own)
                     measured.status = await _pass_on(begun, send, passing)
                 took = self._now() - began if measured.status < 400 else None
@@ -147,9 +148,8 @@ class Relay:
         experience = self._admission.traffic(request.model).experience
         work = experience.work(size, wishes.most_tokens, wishes.choices)
         bill.foreseen(experience, size)
-        usage = self._ledger.usage(caller.id, caller.limits, now)
-        if usage is not None:
-            bill.charge(usage, int(work), now)
+        if caller.limits is not None:
+            bill.charge(self._ledger.usage(caller.id, caller.limits, now), int(work), now)
             self._ledger.changed.set()
         priority = (-caller.priority, urgency(wishes.priority))
         deadline = now + request.patience if request.patience else math.inf

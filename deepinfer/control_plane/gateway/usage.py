@@ -12,6 +12,9 @@ from typing import NamedTuple
 END_BYTES = 64 << 10
 """What stands further from the end than about this is not found."""
 _USAGE_BYTES = 1024
+_USUAL = re.compile(
+    rb'\s*:\s*\{\s*"prompt_tokens"\s*:\s*(\d{1,12})\s*,[^{}]{0,64}?"completion_tokens"\s*:\s*(\d{1,12})'
+)
 _TOKENS = re.compile(rb'"(prompt|input|completion|output)_tokens"\s*:\s*(\d{1,12})')
 _REASON = re.compile(rb'"\s*:\s*"(\w{1,32})"')
 _FINISHED = {"length": "length", "max_tokens": "length", "content_filter": "other", "refusal": "other"}
@@ -32,6 +35,9 @@ def tokens_told(end: bytes) -> Tokens | None:
     at = end.rfind(b'"usage"')
     if at < 0:
         return None
+    usual = _USUAL.match(end, at + len(b'"usage"'))
+    if usual is not None:
+        return Tokens(int(usual[1]), int(usual[2]))
     told: dict[bytes, int] = {}
     for name, number in _TOKENS.findall(end, at, at + _USAGE_BYTES):
         told.setdefault(name, int(number))

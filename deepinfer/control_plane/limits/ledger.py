@@ -15,7 +15,6 @@ from deepinfer.control_plane.limits.bucket import WINDOW_SECONDS
 from deepinfer.control_plane.limits.key_usage import Counts, KeyUsage
 from deepinfer.fleet.api_key import KeyLimits
 
-UNLIMITED = KeyLimits()
 NOTHING: Mapping[str, Counts] = {}
 
 
@@ -28,10 +27,8 @@ class Ledger:
         self._others: dict[str, Mapping[str, Counts]] = {}  # gateway -> key -> counts, as told last
         self._heard: dict[str, deque[tuple[float, Counts]]] = {}  # key -> what others used of it in the last minute
 
-    def usage(self, key: str, limits: KeyLimits, now: float) -> KeyUsage | None:
-        """None for a key without limits."""
-        if limits == UNLIMITED:
-            return None
+    def usage(self, key: str, limits: KeyLimits, now: float) -> KeyUsage:
+        """Of a key that has limits."""
         found = self._keys.get(key)
         if found is None:
             found = self._keys[key] = KeyUsage(limits, now)
