@@ -9,7 +9,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from deepinfer.engine_shim.frames import FRAME_BYTES, WINDOW_BYTES, AnswerFrame, Body, End, Failure, Head, Headers
+from deepinfer.engine_shim.frames import (
+    FRAME_BYTES,
+    TOLERATED_BYTES,
+    WINDOW_BYTES,
+    AnswerFrame,
+    Body,
+    End,
+    Failure,
+    Head,
+    Headers,
+)
 from deepinfer.fleet.errors import EngineFailed
 
 _DUE = WINDOW_BYTES // 2
@@ -116,9 +126,9 @@ class Answer:
             self._wake()
 
     def _check_window(self) -> None:
-        if self._not_granted > WINDOW_BYTES + FRAME_BYTES:
+        if self._not_granted > TOLERATED_BYTES + FRAME_BYTES:
             self._cancel()
-            self.fail(f"The engine sent {self._not_granted} bytes of an answer where {WINDOW_BYTES} were granted.")
+            self.fail(f"The engine sent {self._not_granted} bytes of an answer where {TOLERATED_BYTES} were granted.")
 
     def _grant_if_due(self) -> None:
         if self._not_granted >= _DUE and not self._ended:

@@ -12,8 +12,10 @@ from typing import Final, NamedTuple
 
 FRAME_BYTES: Final = 256 << 10
 """The largest piece of a body, so that a large one lets the others of its connection through."""
-WINDOW_BYTES: Final = 1 << 20
+WINDOW_BYTES: Final = 512 << 10
 """How much of an answer's body may be on its way. Its reader grants more as it reads; one piece may pass the window."""
+TOLERATED_BYTES: Final = 1 << 20
+"""What a reader takes at most without having granted it: the window of shims of earlier versions."""
 
 Headers = tuple[tuple[bytes, bytes], ...]
 HOP_BY_HOP: Final = frozenset(
