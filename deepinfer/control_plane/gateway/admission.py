@@ -83,6 +83,7 @@ class Admission:
         self._limits = limits or QueueLimits()
         self._traffic: dict[str, ModelTraffic] = {}
         self._queued: dict[str, ModelTraffic] = {}  # those in whose queues somebody waits
+        self._now = asyncio.get_running_loop().time
         replicas.when_eased = self._pump
 
     def traffic(self, model: str) -> ModelTraffic:
@@ -105,17 +106,17 @@ class Admission:
 
     def another(self, asked: Asked, tried: frozenset[str]) -> Loan | None:
         """A replica for a request that had its turn, and failed on those that it tried: it does not wait again."""
-        candidates = self._replicas.candidates(asked.model)
+        candidates = self._replicas.ready(asked.model)
         request = RoutedRequest(asked.model, tried)
         split = self._replicas.split(asked.model)
         chosen = choose(trusted(candidates), request, split) or choose(candidates, request, split)
         return None if chosen is None else self._replicas.lend(chosen, asked.work)
 
     def _seat(self, asked: Asked) -> Loan | None:
-        candidates = self._replicas.candidates(asked.model)
+        candidates, now = self._replicas.ready(asked.model), self._now()
         if not candidates:
             raise nobody_for(self._replicas, asked.model)
-        roomy = self._replicas.roomy(trusted(candidates), asked.work)
+        roomy = [c for c in trusted(candidates) if c.has_room(asked.work, now)]
         chosen = choose(roomy, RoutedRequest(asked.model), self._replicas.split(asked.model))
         return None if chosen is None else self._replicas.lend(chosen, asked.work)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 from deepinfer.control_plane.router.health import Standing
 from deepinfer.engine_shim.token_engine import EngineLoad
@@ -21,6 +22,26 @@ class Candidate:
     load: EngineLoad = field(default_factory=EngineLoad)
     standing: Standing = Standing.TRUSTED
     deployment: str = ""
+
+
+class Seen(Protocol):
+    """What a choice looks at: a candidate, or the very connection that it would be made of."""
+
+    @property
+    def placement(self) -> str: ...
+    @property
+    def deployment(self) -> str: ...
+    @property
+    def in_flight(self) -> int: ...
+    @property
+    def last_used(self) -> int: ...
+    @property
+    def load(self) -> EngineLoad: ...
+    @property
+    def standing(self) -> Standing: ...
+
+
+S = TypeVar("S", bound=Seen)
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,6 +74,7 @@ class Capacity:
 
     def has_room(self, work: float, now: float) -> bool:
         """Whether `work` more would run there soon."""
+        work = min(work, self._longest)
         if not self._requests and not self._load.waiting:
             return True
         if not self._speaks and now - self._unanswered > MUTE_SECONDS:

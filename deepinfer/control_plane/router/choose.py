@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from deepinfer.control_plane.router.candidate import Candidate, RoutedRequest
+from deepinfer.control_plane.router.candidate import RoutedRequest, S, Seen
 from deepinfer.control_plane.router.health import Standing
 from deepinfer.control_plane.router.split import Split
 
 
-def choose(candidates: Sequence[Candidate], request: RoutedRequest, split: Split | None = None) -> Candidate | None:
+def choose(candidates: Sequence[S], request: RoutedRequest, split: Split | None = None) -> S | None:
     """The best candidate that has not failed this request; None when there is none."""
     if request.tried:
         candidates = [c for c in candidates if c.placement not in request.tried]
@@ -23,17 +23,20 @@ def choose(candidates: Sequence[Candidate], request: RoutedRequest, split: Split
     return min(candidates, key=_expected_wait, default=None)
 
 
-def trusted(candidates: Sequence[Candidate]) -> Sequence[Candidate]:
+def trusted(candidates: Sequence[S]) -> Sequence[S]:
     """Those that requests may go to. Half of all stay so, whatever is known of them: if everything fails, the replicas
     are not what is wrong, and all load on few would be."""
-    fit = sum(candidate.standing is not Standing.EJECTED for candidate in candidates)
-    if fit == len(candidates):
+    for candidate in candidates:
+        if candidate.standing is Standing.EJECTED:
+            break
+    else:
         return candidates
     ranked = sorted(candidates, key=lambda candidate: (candidate.standing, candidate.last_used, candidate.placement))
+    fit = sum(candidate.standing is not Standing.EJECTED for candidate in ranked)
     return ranked[: max(fit, (len(ranked) + 1) // 2)]
 
 
-def _expected_wait(candidate: Candidate) -> tuple[int, int, int, int, str]:
+def _expected_wait(candidate: Seen) -> tuple[int, int, int, int, str]:
     # One that is to be probed comes first. The name comes last, so that the order of the candidates never matters.
     return (
         candidate.standing,

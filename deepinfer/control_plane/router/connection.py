@@ -61,13 +61,14 @@ class Connection:
         self.pace = Pace()
         self._follower = follower
         self._capacity = Capacity()
-        self._candidate: Candidate | None = None  # as last asked for, until anything in it changes
+        self.placement, self.deployment = route.placement, route.deployment
+        self.load = EngineLoad()  # by the engine's last word
+        self.in_flight = 0
+        self.last_used = 0
         self.now = asyncio.get_running_loop().time
         self._client = EngineClient(route.endpoint, only=(route.placement, route.epoch))
         self._state: EngineState | None = None
         self._reachable = True
-        self._in_flight = 0
-        self._last_used = 0
         self._woken = asyncio.Event()
         self._retired = asyncio.Event()
         self._idle = asyncio.Event()
@@ -81,36 +82,35 @@ class Connection:
 
     def candidate(self) -> Candidate | None:
         """None unless it is ready."""
-        if not self.is_ready or self._state is None:
+        if not self.is_ready:
             return None
-        known, standing = self._candidate, self.health.standing(self.now())
-        if known is None or known.standing is not standing:
-            route, load = self.route, self._state.load
-            where = (route.placement, route.epoch, route.node, route.endpoint)
-            seen = (self._in_flight, self._last_used, load, standing)
-            known = self._candidate = Candidate(*where, *seen, route.deployment)
-        return known
+        route = self.route
+        where = (route.placement, route.epoch, route.node, route.endpoint)
+        return Candidate(*where, self.in_flight, self.last_used, self.load, self.standing, route.deployment)
 
-    def has_room(self, work: float) -> bool:
+    @property
+    def standing(self) -> Standing:
+        return self.health.standing(self.now()) if self.health.is_doubted else Standing.TRUSTED
+
+    def has_room(self, work: float, now: float) -> bool:
         """Whether so much more would run there soon, instead of waiting."""
-        return self._capacity.has_room(self._capacity.at_most(work), self.now())
+        return self._capacity.has_room(work, now)
 
     def lend(self, turn: int, work: float) -> Loan:
         """For one request, in flight until it is given back."""
         now, work = self.now(), self._capacity.at_most(work)
-        self._in_flight += 1
-        self._last_used = turn
-        self._candidate = None
+        self.in_flight += 1
+        self.last_used = turn
         self._idle.clear()
         self._capacity.sent(work, now)
-        self.health.asked(now)
+        if self.health.is_doubted:
+            self.health.asked(now)
         return Loan(self, self._client, self.route, work)
 
     def given_back(self, work: float) -> None:
-        self._in_flight -= 1
-        self._candidate = None
+        self.in_flight -= 1
         self._capacity.over(work)
-        if not self._in_flight:
+        if not self.in_flight:
             self._idle.set()
         self._follower.eased()
 
@@ -128,7 +128,7 @@ class Connection:
 
     @property
     def is_ejected(self) -> bool:
-        return self.health.standing(self.now()) is not Standing.TRUSTED
+        return self.standing is not Standing.TRUSTED
 
     def _ejected(self, why: str) -> None:
         log.warning("%s is left out for a while: %s", self.route.placement, why)
@@ -194,7 +194,7 @@ class Connection:
                 info = await self._client.info()
                 self._capacity.knows(info.max_running, info.kv_blocks * info.kv_block_size, info.max_model_len)
             with self._turning():
-                self._state, self._candidate = state, None
+                self._state, self.load = state, state.load
             self.trouble = state.message
             self._take_load(state.load)
             if state.served_names:

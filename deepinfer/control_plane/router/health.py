@@ -48,6 +48,11 @@ class Health:
             return Standing.TRUSTED
         return Standing.EJECTED if self._probing or now < self._until else Standing.PROBE
 
+    @property
+    def is_doubted(self) -> bool:
+        """Ejected, or to be probed."""
+        return self._until > 0.0
+
     def asked(self, now: float) -> None:
         """A request goes there."""
         if self.standing(now) is Standing.PROBE:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 
-from deepinfer.control_plane.router.candidate import Candidate
+from deepinfer.control_plane.router.candidate import Candidate, Seen
 from deepinfer.control_plane.router.connection import Connection
 from deepinfer.control_plane.router.health import slowed
 from deepinfer.control_plane.router.loan import Loan
@@ -62,6 +62,7 @@ class Replicas:
         self._deployments: dict[str, list[Deployment]] = {}
         self._connections: dict[str, Connection] = {}  # by placement id: one epoch at a time
         self._by_name: dict[str, tuple[Connection, ...]] = {}
+        self._ready: dict[str, tuple[Connection, ...]] = {}  # of these by name, until any turns or a name changes
         self._parents: dict[str, str] = {}  # names that only engines told -> the deployment
         self._aliases: dict[str, Weights] = {}
         self._rolling: dict[str, NewGeneration] = {}  # those of which the newest generation is to get a share
@@ -84,6 +85,7 @@ class Replicas:
         """Every running answer fails with this message, and nobody is a candidate any more."""
         for connection in self._running.values():
             connection.cut_off(message)
+        self._ready.clear()
 
     def update(self, fleet: Snapshot) -> None:
         """Take over what the store says. Call it after every reading."""
@@ -117,16 +119,21 @@ class Replicas:
 
     def candidates(self, model: str) -> tuple[Candidate, ...]:
         """The replicas that could answer a request for `model` now."""
-        ready = [connection.candidate() for connection in self._by_name.get(model, ())]
-        return tuple([candidate for candidate in ready if candidate is not None])
+        found = [connection.candidate() for connection in self.ready(model)]
+        return tuple([candidate for candidate in found if candidate is not None])
+
+    def ready(self, model: str) -> tuple[Connection, ...]:
+        """The same, as what they are: for the choice alone, which every request makes."""
+        known = self._ready.get(model)
+        if known is None:
+            known = tuple([connection for connection in self._by_name.get(model, ()) if connection.is_ready])
+            if model in self._by_name:
+                self._ready[model] = known
+        return known
 
     def ejected(self) -> Iterator[str]:
         """Replicas that are left out for now."""
         return (placement for placement, connection in self._connections.items() if connection.is_ejected)
-
-    def roomy(self, candidates: Sequence[Candidate], work: float) -> Sequence[Candidate]:
-        """Those of them where so many tokens of work would not wait."""
-        return [c for c in candidates if self._connections[c.placement].has_room(work)]
 
     def is_alias(self, model: str) -> bool:
         """Whether its engines know it by their deployment's name only."""
@@ -138,7 +145,7 @@ class Replicas:
             return None
         return Split(self._turn, self._aliases.get(model, {}), self._rolling)
 
-    def lend(self, candidate: Candidate, work: float = 1.0) -> Loan:
+    def lend(self, candidate: Seen, work: float = 1.0) -> Loan:
         """A candidate for one request. Ask for it without awaiting anything after `candidates`."""
         self._turn += 1
         return self._connections[candidate.placement].lend(self._turn, work)
@@ -149,6 +156,7 @@ class Replicas:
 
     def turned(self) -> None:
         """An engine is ready, or is so no longer."""
+        self._ready.clear()
         self.when_turned()
         self.when_eased()
 
@@ -242,6 +250,7 @@ class Replicas:
             found[alias] = [connection for name in weights for connection in of_deployment.get(name, ())]
             parents.pop(alias, None)
         self._by_name = {name: tuple(connections) for name, connections in found.items()}
+        self._ready.clear()
         self._parents = parents
 
     def _state(self, placement: Placement) -> str:

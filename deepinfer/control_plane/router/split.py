@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from deepinfer.control_plane.router.candidate import Candidate
+from deepinfer.control_plane.router.candidate import S
 from deepinfer.control_plane.router.routes import newest_epochs
 from deepinfer.control_plane.scheduler.fit import same_engine
 from deepinfer.fleet.rollout import Outcome
@@ -37,7 +37,7 @@ class Split:
     weights: Mapping[str, int] = field(default_factory=dict)  # deployment -> weight; empty: the name is no alias
     rolling: Mapping[str, NewGeneration] = field(default_factory=dict)  # by deployment
 
-    def narrowed(self, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
+    def narrowed(self, candidates: Sequence[S]) -> Sequence[S]:
         """Those whose turn it is. Who has no candidate gets no turn, and the others share it."""
         position = (self.turn * _GOLDEN % 2**64 >> 11) / 2**53
         deployments = sorted({candidate.deployment for candidate in candidates})
@@ -80,7 +80,7 @@ def picked(weights: Sequence[tuple[T, int]], position: float) -> tuple[T, float]
     return weights[-1][0], 0.0
 
 
-def _of_one_generation(candidates: Sequence[Candidate], new: NewGeneration, position: float) -> Sequence[Candidate]:
+def _of_one_generation(candidates: Sequence[S], new: NewGeneration, position: float) -> Sequence[S]:
     newer = [candidate for candidate in candidates if candidate.placement in new.placements]
     older = [candidate for candidate in candidates if candidate.placement not in new.placements]
     if not newer or not older:
