@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from deepinfer.control_plane.gateway.admission import Admission, Asked
 from deepinfer.control_plane.gateway.event_errors import EventErrors
-from deepinfer.control_plane.gateway.first_bytes import check_first_event, first_bytes, says_nothing
+from deepinfer.control_plane.gateway.first_bytes import check_first_event, first_bytes, kind_of, says_nothing
 from deepinfer.control_plane.gateway.measured import Failure, Measured
 from deepinfer.control_plane.gateway.relayed_paths import RELAYED_PATHS
 from deepinfer.control_plane.gateway.renaming import renamed
@@ -111,23 +111,24 @@ async def _open(client: EngineClient, call: EngineCall) -> Opened | EngineFailed
     try:
         answer = await client.call(call)
         try:
-            opened = await _begun(answer)
+            kind = kind_of(answer)
+            opened = await _begun(answer, kind)
         except BaseException:
             answer.cancel()
             raise
     except EngineFailed as error:
         return error
     must_say = call.path in RELAYED_PATHS and call.method != "HEAD"  # elsewhere a bare 200 may be all there is to say
-    if not 200 <= answer.status <= 599 or (must_say and says_nothing(answer, opened.first)):
+    if not 200 <= answer.status <= 599 or (must_say and says_nothing(answer, kind, opened.first)):
         answer.cancel()
         return EngineFailed(f"The engine answered with status {answer.status} and nothing that can be passed on.")
     return opened
 
 
-async def _begun(answer: Answer) -> Opened:
+async def _begun(answer: Answer, kind: bytes) -> Opened:
     """Raises `EngineFailed` also for a stream whose first event is an error."""
-    if not _is_event_stream(answer):
-        return Opened(answer, await first_bytes(answer), None)
+    if not kind.startswith(b"text/event-stream"):
+        return Opened(answer, await first_bytes(answer, kind), None)
     errors, first = EventErrors(), b""
     async for piece in answer:
         first = errors.passed(piece)
@@ -137,7 +138,3 @@ async def _begun(answer: Answer) -> Opened:
         raise EngineFailed(errors.failure)
     check_first_event(first)
     return Opened(answer, first or errors.rest(), errors)
-
-
-def _is_event_stream(answer: Answer) -> bool:
-    return any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in answer.headers)

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from itertools import count
 from secrets import token_hex
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qs
 
 import msgspec
@@ -79,7 +79,7 @@ def request_id(scope: Scope) -> bytes:
 async def read_request(scope: Scope, receive: Receive, request_id: bytes, domains: frozenset[str]) -> ModelRequest:
     """Raises `InvalidRequest` naming what is wrong and where, and `ClientGone`. Engines may fetch from `domains`."""
     body = await _read_body(receive)
-    content_type = _content_type(scope["headers"])
+    content_type, patience, headers = _sent(scope["headers"])
     model, wishes = model_in_query(scope["query_string"]), NO_WISHES
     if is_form(content_type):
         named = model_in_form(body, content_type, domains)
@@ -90,9 +90,11 @@ async def read_request(scope: Scope, receive: Receive, request_id: bytes, domain
         wishes = _wishes(fields)
         if wishes.priority is not None:
             body = _without_priority(body)
-    headers = _passed_on(scope["headers"], request_id, content_type, len(body))
-    call = EngineCall(scope["method"], scope["path"], scope["query_string"], headers, body)
-    return ModelRequest(model, call, wishes, _patience(scope["headers"]))
+    if content_type:  # for a body that was seen to be JSON it is that: an engine may insist
+        headers.append((b"content-type", content_type))
+    headers += ((b"content-length", b"%d" % len(body)), (b"x-request-id", request_id))
+    call = EngineCall(scope["method"], scope["path"], scope["query_string"], tuple(headers), body)
+    return ModelRequest(model, call, wishes, patience)
 
 
 def model_in_query(query: bytes) -> str | None:
@@ -151,14 +153,6 @@ def _without_priority(body: bytes) -> bytes:
     return msgspec.json.encode(fields)
 
 
-def _patience(headers: Headers) -> float:
-    """As the client says by X-Request-Timeout, or OpenAI's own library by the time it waits for bytes."""
-    for name, value in headers:
-        if name in _TIMEOUTS and _SECONDS.fullmatch(value):
-            return float(value)
-    return 0.0
-
-
 async def _read_body(receive: Receive) -> bytes:
     """The server limits its size, and how long it may take (client_connection.py)."""
     pieces: list[bytes] = []
@@ -171,22 +165,27 @@ async def _read_body(receive: Receive) -> bytes:
             return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def _content_type(headers: Headers) -> bytes:
-    return next((value for name, value in headers if name == b"content-type"), b"")
+class _Sent(NamedTuple):
+    """What a request's headers say here, and those of them that go on."""
+
+    content_type: bytes
+    patience: float
+    kept: list[tuple[bytes, bytes]]
 
 
-def _passed_on(headers: Headers, request_id: bytes, content_type: bytes, length: int) -> Headers:
-    named = _named_by_connection(headers)
-    kept = [header for header in headers if header[0] not in NOT_PASSED_ON and header[0] not in named]
-    if content_type:  # for a body that was seen to be JSON it is that: an engine may insist
-        kept.append((b"content-type", content_type))
-    kept += ((b"content-length", b"%d" % length), (b"x-request-id", request_id))
-    return tuple(kept)
-
-
-def _named_by_connection(headers: Headers) -> frozenset[bytes]:
-    """Headers the client declared to be for this hop only."""
-    for name, value in headers:
-        if name == b"connection" and value.lower() not in (b"keep-alive", b"close"):
-            return frozenset(token.strip().lower() for token in value.split(b","))
-    return frozenset()
+def _sent(headers: Headers) -> _Sent:
+    content_type, patience, kept, named = b"", 0.0, [], b""
+    for header in headers:
+        name, value = header
+        if name not in NOT_PASSED_ON:
+            kept.append(header)
+            if name in _TIMEOUTS and not patience and _SECONDS.fullmatch(value):
+                patience = float(value)
+        elif name == b"content-type":
+            content_type = content_type or value
+        elif name == b"connection" and value.lower() not in (b"keep-alive", b"close"):
+            named += b"," + value
+    if named:  # which the client declared to be for this hop only
+        own = frozenset(token.strip().lower() for token in named.split(b","))
+        kept = [header for header in kept if header[0] not in own]
+    return _Sent(content_type, patience, kept)
