@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from benchmarks.gateway.process_tree import ProcessTree
 from deepinfer.fleet.errors import DeepinferError
 
 _START_SECONDS = 90.0
+NOTHING: Mapping[str, str] = {}
 
 
 class CannotRun(DeepinferError):
@@ -50,12 +51,17 @@ class Gateway:
 Start = Callable[[Site], AbstractContextManager[Gateway]]
 
 
-def answers(tree: ProcessTree, url: str, holds: Callable[[httpx.Response], bool] = lambda _: True) -> None:
+def answers(
+    tree: ProcessTree,
+    url: str,
+    holds: Callable[[httpx.Response], bool] = lambda _: True,
+    headers: Mapping[str, str] = NOTHING,
+) -> None:
     """Returns when `url` answers 200 and what it says holds. Raises `CannotRun`."""
     deadline = time.monotonic() + _START_SECONDS
     while tree.is_running() and time.monotonic() < deadline:
         try:
-            answer = httpx.get(url, trust_env=False, timeout=5)
+            answer = httpx.get(url, headers=headers, trust_env=False, timeout=5)
             if answer.status_code == 200 and holds(answer):
                 return
         except httpx.TransportError:
