@@ -38,7 +38,7 @@ def use(ledger: Ledger, requests: int) -> None:
 def left(ledger: Ledger) -> int:
     now = asyncio.get_running_loop().time()
     usage = ledger.usage("k", LIMITS, now)
-    return int(usage.headers(now)["x-ratelimit-remaining-requests"])
+    return int(dict(usage.headers(now))[b"x-ratelimit-remaining-requests"])
 
 
 async def test_what_one_lets_in_counts_at_the_others_and_ends_with_it(store: EtcdStore) -> None:

@@ -82,7 +82,7 @@ def test_another_limit_counts_at_once_and_forgives_nothing() -> None:
     usage.begin(0, 0.0)
     with pytest.raises(RateLimited):
         usage.begin(0, 0.0)
-    assert usage.headers(0.0)["x-ratelimit-remaining-requests"] == "0"
+    assert dict(usage.headers(0.0))[b"x-ratelimit-remaining-requests"] == b"0"
 
 
 def tell(one: Ledger, other: Ledger, now: float) -> None:

@@ -30,9 +30,7 @@ class Bill:
 
     def headers(self, now: float) -> Headers:
         """What is left to its key, as OpenAI tells it; nothing for one without limits."""
-        if self._usage is None:
-            return ()
-        return tuple((name.encode(), value.encode()) for name, value in self._usage.headers(now).items())
+        return () if self._usage is None else self._usage.headers(now)
 
     def settle(self, told: Tokens, now: float) -> bool:
         """By what its answer told of itself. Whether a key was charged."""

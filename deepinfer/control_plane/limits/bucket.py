@@ -33,6 +33,8 @@ class Bucket:
 
     def take(self, units: float, now: float) -> None:
         """Also more than is left; a negative number gives back."""
+        if not units:
+            return
         self._held = min(self.most, self.left(now) - units)
 
     def seconds_until(self, units: float, now: float) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from deepinfer.control_plane.limits.bucket import Bucket
@@ -20,20 +19,22 @@ class Counts(NamedTuple):
 
 
 class KeyUsage:
-    """`here` is what other gateways are told."""
+    """At this gateway, which knows what others tell."""
 
     def __init__(self, limits: KeyLimits, now: float) -> None:
-        self.here = Counts()
+        self._began = self._used = self._run = 0  # requests, tokens and streams, of this gateway
         self._elsewhere: dict[str, int] = {}  # gateway -> streams that run there
         self._limits = limits
         self._requests = _bucket(limits.requests_per_minute, None, now)
         self._tokens = _bucket(limits.tokens_per_minute, None, now)
+        self._told = _most_told(limits)
 
     def change(self, limits: KeyLimits, now: float) -> None:
-        if limits != self._limits:
+        if limits is not self._limits and limits != self._limits:
             self._limits = limits
             self._requests = _bucket(limits.requests_per_minute, self._requests, now)
             self._tokens = _bucket(limits.tokens_per_minute, self._tokens, now)
+            self._told = _most_told(limits)
 
     def begin(self, tokens: int, now: float) -> None:
         """A request that may need so many. Raises `RateLimited`; then nothing was taken."""
@@ -42,13 +43,16 @@ class KeyUsage:
         most, running = self._limits.concurrent_streams, self._running
         if most is not None and running >= most:
             raise RateLimited(f"Of this key's requests {running} run, and {most} may at once; wait for one to end.", 1)
-        self._count(1, tokens, now)
-        self.here = self.here._replace(streams=self.here.streams + 1)
+        self._began += 1
+        self._run += 1
+        self._used += tokens
+        self.charge(1, tokens, now)
 
     def end(self, more_tokens: int, now: float) -> None:
         """It has ended; `more_tokens` than foreseen, or fewer."""
-        self._count(0, more_tokens, now)
-        self.here = self.here._replace(streams=self.here.streams - 1)
+        self._run -= 1
+        self._used += more_tokens
+        self.charge(0, more_tokens, now)
 
     def runs_elsewhere(self, gateway: str, streams: int) -> None:
         self._elsewhere[gateway] = streams
@@ -60,19 +64,25 @@ class KeyUsage:
         if self._tokens is not None:
             self._tokens.take(tokens, now)
 
-    def headers(self, now: float) -> Mapping[str, str]:
+    def headers(self, now: float) -> tuple[tuple[bytes, bytes], ...]:
         """As OpenAI tells them."""
-        told: dict[str, str] = {}
-        for name, bucket in (("requests", self._requests), ("tokens", self._tokens)):
-            if bucket is not None:
-                told[f"x-ratelimit-limit-{name}"] = str(int(bucket.most))
-                told[f"x-ratelimit-remaining-{name}"] = str(max(0, int(bucket.left(now))))
-                told[f"x-ratelimit-reset-{name}"] = f"{bucket.seconds_until(bucket.most, now):.0f}s"
+        told: tuple[tuple[bytes, bytes], ...] = ()
+        if self._requests is not None:
+            left = b"%d" % max(0.0, self._requests.left(now))
+            told = (self._told[0], (b"x-ratelimit-remaining-requests", left))
+        if self._tokens is not None:
+            left = b"%d" % max(0.0, self._tokens.left(now))
+            told += (self._told[1], (b"x-ratelimit-remaining-tokens", left))
         return told
 
     @property
+    def here(self) -> Counts:
+        """What other gateways are told."""
+        return Counts(self._began, self._used, self._run)
+
+    @property
     def _running(self) -> int:
-        return self.here.streams + sum(self._elsewhere.values())
+        return self._run + sum(self._elsewhere.values())
 
     def _refuse(self, bucket: Bucket | None, units: int, what: str, now: float) -> None:
         if bucket is None:
@@ -84,10 +94,6 @@ class KeyUsage:
             told = f"This key may have {most} {what} a minute; {left} are left{needs}. Try again in {seconds} s."
             raise RateLimited(told, seconds)
 
-    def _count(self, requests: int, tokens: int, now: float) -> None:
-        self.charge(requests, tokens, now)
-        self.here = self.here._replace(requests=self.here.requests + requests, tokens=self.here.tokens + tokens)
-
 
 def _bucket(most: int | None, known: Bucket | None, now: float) -> Bucket | None:
     if most is None:
@@ -96,3 +102,8 @@ def _bucket(most: int | None, known: Bucket | None, now: float) -> Bucket | None
         return Bucket(most, now)
     known.change(most, now)
     return known
+
+
+def _most_told(limits: KeyLimits) -> tuple[tuple[bytes, bytes], tuple[bytes, bytes]]:
+    requests, tokens = limits.requests_per_minute or 0, limits.tokens_per_minute or 0
+    return (b"x-ratelimit-limit-requests", b"%d" % requests), (b"x-ratelimit-limit-tokens", b"%d" % tokens)
