@@ -32,6 +32,7 @@ NAMED = {"type": "function", "function": {"name": "weather"}}
 SAMPLED: dict[str, Any] = {"temperature": 0.9, "seed": 11}
 USAGE: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
 LONG = "sea " * 3000
+PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA="  # the gateway fetches no other
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ ERRORS = (
     _chat("top_p 2", top_p=2),
     _chat("no messages", messages=[]),
     _chat("messages are text", messages="hello"),
-    _chat("an image", messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]),
+    _chat("an image", messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": PIXEL}}]}]),
     _chat("too many top_logprobs", logprobs=True, top_logprobs=99),
     _chat("top_logprobs alone", top_logprobs=2),
     _chat("a tool_choice without tools", tool_choice="required"),

@@ -47,8 +47,11 @@ _Where = tuple[Any, str | int] | None
 
 def check_said(fields: dict[str, Any], allowed_domains: frozenset[str]) -> None:
     """Raises `InvalidRequest` that names the field and the next step."""
-    for name in ("n", "best_of"):
-        _check_choices(name, fields.get(name))
+    choices = fields.get("n")
+    if choices is not None and type(choices) is not int:
+        raise InvalidRequest("'n' must be an integer.", "n")
+    _check_choices("n", choices)
+    _check_choices("best_of", fields.get("best_of"))  # which newer engines do not know: what else it is, they ignore
     _look(fields, None, 1, allowed_domains)
 
 
@@ -66,11 +69,7 @@ def check_url(url: str, field: str, allowed_domains: frozenset[str]) -> None:
 
 
 def _check_choices(name: str, asked: object) -> None:
-    if asked is None:
-        return
-    if type(asked) is not int:
-        raise InvalidRequest(f"'{name}' must be an integer.", name)
-    if asked > MOST_CHOICES:
+    if type(asked) is int and asked > MOST_CHOICES:
         raise InvalidRequest(f"'{name}' is {asked}; ask for at most {MOST_CHOICES}.", name)
 
 
