@@ -121,12 +121,13 @@ class Admission:
         return None if chosen is None else self._replicas.lend(chosen, asked.work)
 
     async def _wait(self, asked: Asked, measured: Measured) -> Turn:
-        loop = asyncio.get_running_loop()
-        traffic, came = self.traffic(asked.model), loop.time()
+        traffic, came = self.traffic(asked.model), self._now()
         position, expected = self._expected(traffic, asked, came)
         self._refuse_what_is_late(traffic, asked, came, expected)
         self._make_way(traffic, asked, came, expected)
-        waiting = _Waiting(asked.priority, asked.work, asked.size, asked=asked, turn=loop.create_future())
+        waiting = _Waiting(
+            asked.priority, asked.work, asked.size, asked=asked, turn=asyncio.get_running_loop().create_future()
+        )
         traffic.queue.add(waiting)
         traffic.drain.busy(came)
         self._queued[asked.model] = traffic
@@ -138,10 +139,10 @@ class Admission:
             _give_back(waiting.turn)  # its turn had come in that very moment
             self._leave(traffic, waiting)
             if isinstance(error, TimeoutError):
-                why = f"it waited {loop.time() - came:.1f} s for its turn"
+                why = f"it waited {self._now() - came:.1f} s for its turn"
                 raise self._overloaded(traffic, asked, why) from None
             raise
-        return Turn(loan, position, loop.time() - came)
+        return Turn(loan, position, self._now() - came)
 
     def _expected(self, traffic: ModelTraffic, asked: Asked, now: float) -> tuple[int, float]:
         """How many would be served before a newcomer, and in how many seconds; 0.0 while nothing is known."""
@@ -175,8 +176,7 @@ class Admission:
         return traffic.queue.work / rate if rate else 0.0
 
     def _overloaded(self, traffic: ModelTraffic, asked: Asked, why: str) -> Overloaded:
-        now = asyncio.get_running_loop().time()
-        position, expected = self._expected(traffic, asked, now)
+        position, expected = self._expected(traffic, asked, self._now())
         seconds = min(LONGEST_RETRY_SECONDS, max(1, math.ceil(expected)))
         return Overloaded(f"'{asked.model}' is overloaded: {why}; try again in {seconds} s.", seconds, position)
 

@@ -44,10 +44,7 @@ WHILE_IT_ENDS = frozenset(("/health", "/ready", "/metrics"))
 
 
 class Gateway:
-    """`management` is the ASGI application that gets what is not the gateway's.
-
-    Engines may fetch media from `media_domains`.
-    """
+    """`management` is the ASGI application that gets what is not the gateway's."""
 
     def __init__(self, parts: Parts, management: App) -> None:
         self._replicas = replicas = parts.replicas

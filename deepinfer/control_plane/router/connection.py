@@ -80,10 +80,8 @@ class Connection:
         state = self._state
         return state is not None and state.phase is ShimPhase.READY and self._reachable and not self._retired.is_set()
 
-    def candidate(self) -> Candidate | None:
-        """None unless it is ready."""
-        if not self.is_ready:
-            return None
+    def candidate(self) -> Candidate:
+        """As it is now; one only while it is ready."""
         route = self.route
         where = (route.placement, route.epoch, route.node, route.endpoint)
         return Candidate(*where, self.in_flight, self.last_used, self.load, self.standing, route.deployment)

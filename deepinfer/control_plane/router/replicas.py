@@ -119,8 +119,7 @@ class Replicas:
 
     def candidates(self, model: str) -> tuple[Candidate, ...]:
         """The replicas that could answer a request for `model` now."""
-        found = [connection.candidate() for connection in self.ready(model)]
-        return tuple([candidate for candidate in found if candidate is not None])
+        return tuple([connection.candidate() for connection in self.ready(model)])
 
     def ready(self, model: str) -> tuple[Connection, ...]:
         """The same, as what they are: for the choice alone, which every request makes."""
