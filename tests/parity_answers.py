@@ -23,6 +23,7 @@ OWN = frozenset(
         "created",
         "created_at",
         "completed_at",
+        "sequence_number",  # counts events, so also how the text was cut
         "system_fingerprint",
         "kv_transfer_params",
     }
