@@ -16,10 +16,12 @@ from deepinfer.control_plane.access.web_pages import WebPages
 from deepinfer.control_plane.gateway.access_log import AccessLog
 from deepinfer.control_plane.gateway.admission import Admission, QueueLimits
 from deepinfer.control_plane.gateway.app import Gateway
+from deepinfer.control_plane.gateway.drain import Drain
 from deepinfer.control_plane.gateway.front_door import FrontDoor
 from deepinfer.control_plane.gateway.metrics import Metrics
 from deepinfer.control_plane.gateway.parts import Parts
 from deepinfer.control_plane.gateway.server import Listening, listening
+from deepinfer.control_plane.gateway.shortcut import Shortcut
 from deepinfer.control_plane.router.replicas import Replicas
 from deepinfer.fleet.config import ServeConfig
 from deepinfer.fleet.snapshot import Snapshot
@@ -40,6 +42,7 @@ class RunningGateway:
     http: httpx.AsyncClient
 
     admission: Admission
+    drain: Drain
 
     async def ask(self, *, extra: Mapping[str, str] = NO_HEADERS, timeout: float = 60, **fields: Any) -> httpx.Response:
         body = {"model": "chat", "messages": [{"role": "user", "content": "hi"}], **fields}
@@ -91,15 +94,15 @@ async def running_gateway(
             replicas, measuring, Admission(replicas, limits), media_domains=domains, continues=config.continue_streams
         )
         gateway = Gateway(parts, management())
-        port = await stack.enter_async_context(
-            listening(FrontDoor(gateway, keys, pages), "127.0.0.1", 0, Listening(limits=config))
-        )
+        door = FrontDoor(gateway, keys, pages)
+        how = Listening(parts.drain, config, shortcut=Shortcut(door, gateway.relay, parts.drain))
+        port = await stack.enter_async_context(listening(door, "127.0.0.1", 0, how))
         url = f"http://127.0.0.1:{port}"
         many = httpx.Limits(max_connections=None)
         async with httpx.AsyncClient(base_url=url, timeout=30, limits=many) as http:
             if fleet is not None:
                 replicas.update(fleet)
-            yield RunningGateway(replicas, url, http, parts.admission)
+            yield RunningGateway(replicas, url, http, parts.admission, parts.drain)
 
 
 async def until(true: Callable[[], object], seconds: float = 10.0) -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 import grpc.aio
+from msgspec.structs import replace
 
 from deepinfer.engine_shim import wire
 from deepinfer.engine_shim.call_wire import HELLO, FrameReader, answer_to_bytes, call_from_bytes

@@ -20,6 +20,7 @@ from deepinfer.control_plane.gateway.app import Gateway
 from deepinfer.control_plane.gateway.front_door import front_door
 from deepinfer.control_plane.gateway.parts import Parts
 from deepinfer.control_plane.gateway.server import Listening, Sharing, listening
+from deepinfer.control_plane.gateway.shortcut import Shortcut
 from deepinfer.control_plane.gateway.siblings import Siblings
 from deepinfer.control_plane.management.on_demand import OnDemand
 from deepinfer.control_plane.router.replicas import Replicas
@@ -55,9 +56,10 @@ async def run(orders: Orders) -> None:
     keys = KeyRing(admin_token(serve.port) or new_secret())
     async with asyncio.TaskGroup() as tasks, gateway_parts(serve, siblings) as parts:
         watching = tasks.create_task(_watch_main_process(siblings, asked_to_stop))
-        door = front_door(Gateway(parts, OnDemand(connection, parts.replicas.answering)), keys, serve)
+        gateway = Gateway(parts, OnDemand(connection, parts.replicas.answering))
+        door = front_door(gateway, keys, serve)
         async with siblings.answering(parts.metrics.page), AsyncExitStack() as server:
-            how = Listening(parts.drain, serve, Sharing.JOINS)
+            how = Listening(parts.drain, serve, Sharing.JOINS, Shortcut(door, gateway.relay, parts.drain))
             listen = partial(server.enter_async_context, listening(door, serve.host, serve.port, how))
             await run_until(asked_to_stop, _follow_fleet(orders.config, connection, (parts, keys), listen))
         watching.cancel()

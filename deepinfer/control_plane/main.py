@@ -23,6 +23,7 @@ from deepinfer.control_plane.gateway.app import Gateway
 from deepinfer.control_plane.gateway.front_door import front_door
 from deepinfer.control_plane.gateway.parts import Parts
 from deepinfer.control_plane.gateway.server import Listening, Sharing, listening
+from deepinfer.control_plane.gateway.shortcut import Shortcut
 from deepinfer.control_plane.gateway.siblings import Siblings
 from deepinfer.control_plane.gateway_process import Orders
 from deepinfer.control_plane.leading import keep_leading
@@ -54,12 +55,14 @@ async def run(config: Config) -> None:
     token = new_secret()
     keys = KeyRing(token)
     async with gateway_parts(serve, siblings) as parts:
-        door = front_door(Gateway(parts, management_app(connection, parts.replicas.answering)), keys, serve)
+        gateway = Gateway(parts, management_app(connection, parts.replicas.answering))
+        door = front_door(gateway, keys, serve)
         sharing = Sharing.SHARES if serve.gateways > 1 else Sharing.ALONE
+        how = Listening(parts.drain, serve, sharing, Shortcut(door, gateway.relay, parts.drain))
         async with (
             siblings.answering(parts.metrics.page),
             OtherGateways(siblings) as others,
-            listening(door, serve.host, serve.port, Listening(parts.drain, serve, sharing)) as port,
+            listening(door, serve.host, serve.port, how) as port,
         ):
 
             def ready() -> None:

@@ -28,18 +28,36 @@ _DUE = WINDOW_BYTES // 2
 class Answer:
     """The head is there when a caller gets it; the body is read once: by `async for`, or with `pour`."""
 
+    status = 0
+    headers: Headers = ()
+    when_heard: Callable[[], None] | None = None  # called when more of it has come, or its end
+    is_unseen = False  # it failed, and its call may not have been seen: the connection was closed before
+    _poured = False
+    _not_granted = 0  # bytes that came since the last grant
+    _ended = False
+    _failure: str | None = None
+    _reader: asyncio.Future[None] | None = None
+
     def __init__(self, cancel: Callable[[], None], grant: Callable[[int], None]) -> None:
-        self.status = 0
-        self.headers: Headers = ()
         self._cancel = cancel
         self._grant = grant
         self._pieces: list[bytes] = []
         self._write: Callable[[bytes], None] = self._pieces.append
-        self._poured = False
-        self._not_granted = 0  # bytes that came since the last grant
-        self._ended = False
-        self._failure: str | None = None
-        self._reader: asyncio.Future[None] | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing more will come."""
+        return self._ended
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that came and were not granted anew: all, while nothing was read."""
+        return self._not_granted
+
+    @property
+    def unread(self) -> bytes | None:
+        """The whole body while nothing of it was read; None for one that is not whole."""
+        return b"".join(self._pieces) if self._ended and self._failure is None else None
 
     def __aiter__(self) -> Answer:
         return self
@@ -118,6 +136,15 @@ class Answer:
             case Failure(_, message):
                 self.fail(message)
 
+    def take_whole(self, head: Head, body: bytes) -> None:
+        """All of it has come at once."""
+        self.status, self.headers = head.status, head.headers
+        if body:
+            self._not_granted += len(body)
+            self._write(body)
+        self._ended = True
+        self._wake()
+
     def fail(self, message: str) -> None:
         """Nothing will follow. What has come already can still be read, then `EngineFailed` is raised."""
         if not self._ended:
@@ -147,5 +174,7 @@ class Answer:
             self._reader = None
 
     def _wake(self) -> None:
+        if self.when_heard is not None:
+            self.when_heard()
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)

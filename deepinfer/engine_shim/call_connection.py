@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hmac import compare_digest
 from typing import Final, cast
+
+from msgspec.structs import replace
 
 from deepinfer.engine_shim.asgi import AsgiExchange
 from deepinfer.engine_shim.call_wire import HELLO, FrameReader, NotUnderstood, answer_to_bytes, call_from_bytes

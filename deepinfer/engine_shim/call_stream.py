@@ -6,8 +6,9 @@ When the connection breaks, every open answer fails; a broken one is never used 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import cast
+
+from msgspec.structs import replace
 
 from deepinfer.engine_shim.answer import Answer
 from deepinfer.engine_shim.call_wire import BODY, FrameReader, NotUnderstood, answer_from_bytes, call_to_bytes, hello
@@ -56,14 +57,12 @@ class CallStream(asyncio.Protocol):
     def usable(self) -> bool:
         return not self.broken
 
-    async def call(self, call: EngineCall) -> Answer:
-        """The answer, once its head is there; `EngineFailed` when the engine fails before that."""
-        answer = self.open(call)
+    async def call(self, call: EngineCall, asked: Answer | None = None) -> Answer:
+        answer = asked or self.ask(call)
         await answer.until_head()
         return answer
 
-    def open(self, call: EngineCall) -> Answer:
-        """Send a request; its answer fills as the engine makes it."""
+    def ask(self, call: EngineCall) -> Answer:
         self._last_stream += 1
         stream = self._last_stream
         answer = Answer(lambda: self._cancel(stream), lambda count: self._put(Credit(stream, count)))

@@ -74,12 +74,20 @@ class EngineClient:
             info: ShimInfo = await self._info(None, timeout=timeout_seconds, wait_for_ready=wait_for_ready)
             return info
 
-    async def call(self, call: EngineCall) -> Answer:
-        """The answer, once its head is there; `EngineFailed` when the engine fails before that."""
+    def ask(self, call: EngineCall) -> Answer | None:
+        """Send it now; its answer fills as the engine makes it. None if there is no connection for it yet."""
         upstream = self._upstream
-        if upstream is None or not upstream.usable:
+        return None if upstream is None or not upstream.usable else upstream.ask(call)
+
+    async def call(self, call: EngineCall, asked: Answer | None = None) -> Answer:
+        """The answer, once its head is there; `EngineFailed` when the engine fails before that.
+
+        `asked`: what `ask` gave for it.
+        """
+        upstream = self._upstream
+        if upstream is None or (asked is None and not upstream.usable):
             upstream = await self._reached()
-        return await upstream.call(call)
+        return await upstream.call(call, asked)
 
     async def watch(self, *, kv: bool = False) -> AsyncIterator[EngineState]:
         """A snapshot, then changes, until the connection breaks (`EngineFailed`) or the shim ends (it ends).

@@ -1,14 +1,15 @@
 """What travels between a gateway and an engine, as values. One connection carries many requests; `stream` tells them
 apart.
 
-Tuples, not dataclasses: one of these is made for every token of every request.
+Tuples and structs, not dataclasses: one of these is made for every request, or every token of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple
+
+from msgspec import Struct
 
 FRAME_BYTES: Final = 256 << 10
 """The largest piece of a body, so that a large one lets the others of its connection through."""
@@ -24,8 +25,7 @@ HOP_BY_HOP: Final = frozenset(
 """Headers that are about one HTTP connection, so no part of a call or an answer that goes further."""
 
 
-@dataclass(frozen=True, slots=True)
-class EngineCall:
+class EngineCall(Struct, frozen=True, gc=False):
     """One HTTP request for an engine. Header names are lower case."""
 
     method: str

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final, cast
 
 from deepinfer.engine_shim.answer import Answer
+from deepinfer.engine_shim.cork import Cork
 from deepinfer.engine_shim.dead_peers import notice_dead_peer
 from deepinfer.engine_shim.frames import WINDOW_BYTES, End, EngineCall, Headers
 from deepinfer.engine_shim.http_wire import AnswerReader, request_head
@@ -26,14 +27,15 @@ class HttpConnection(asyncio.Protocol):
         self,
         target: str,
         own: Headers,
+        cork: Cork,
         freed: Callable[[HttpConnection], None],
         ended: Callable[[HttpConnection], None],
     ) -> None:
         self.free_since = 0.0
         self.is_over = False
-        self.closed_unheard = False  # by the peer, before it sent anything for the call it had
         self._target = target
         self._own = own  # that stand in every request
+        self._cork = cork
         self._freed = freed
         self._ended = ended
         self._reader = AnswerReader()
@@ -53,7 +55,7 @@ class HttpConnection(asyncio.Protocol):
         self._heard, self._not_granted = False, 0
         head = request_head(call, self._own)
         if len(call.body) <= _ONE_WRITE_BYTES:
-            self._transport.write(head + call.body)
+            self._cork.write(self._transport, head + call.body)
         else:
             self._transport.write(head)
             self._transport.write(call.body)
@@ -67,6 +69,9 @@ class HttpConnection(asyncio.Protocol):
         self._heard = True
         reader = self._reader
         body = reader.read(data)
+        if reader.over and not answer.status and reader.head is not None and not reader.fault:
+            self._finish(answer, body)
+            return
         if not answer.status and reader.head is not None:
             answer.take(reader.head)
         if body:
@@ -92,13 +97,17 @@ class HttpConnection(asyncio.Protocol):
         if answer is not None:
             answer.fail(message)
 
-    def _finish(self, answer: Answer) -> None:
+    def _finish(self, answer: Answer, all_of_it: bytes = b"") -> None:
+        """`all_of_it` where nothing of the answer came before."""
         reader = self._reader
         if reader.fault:
             self._fail(reader.fault)
             return
         self._answer = None
-        answer.take(End(0))
+        if answer.status or reader.head is None:
+            answer.take(End(0))
+        else:
+            answer.take_whole(reader.head, all_of_it)
         # A server may answer without having read all of the request. What is left of it would begin the next one.
         if reader.keeps_alive and not self._transport.get_write_buffer_size():
             self._freed(self)
@@ -113,7 +122,7 @@ class HttpConnection(asyncio.Protocol):
             self._end()
             answer.take(End(0))
         else:
-            self.closed_unheard = not self._heard and (error is None or isinstance(error, ConnectionError))
+            answer.is_unseen = not self._heard and (error is None or isinstance(error, ConnectionError))
             when = "in the middle of its answer" if answer.status else "before it answered"
             self._fail(f"it closed the connection {when}{f' ({error})' if error else ''}")
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from deepinfer.engine_shim.answer import Answer
 from deepinfer.engine_shim.connecting import connect
+from deepinfer.engine_shim.cork import Cork
 from deepinfer.engine_shim.frames import EngineCall
 from deepinfer.engine_shim.http_connection import HttpConnection
 from deepinfer.engine_shim.upstream import failed
@@ -30,6 +31,7 @@ class HttpUpstream:
         self.broken = ""
         self._target = target
         self._own = ((b"host", endpoint.encode()), *(((b"authorization", b"Bearer " + key),) if key else ()))
+        self._cork = Cork()
         self._doubted = False
         self._all: set[HttpConnection] = set()
         self._idle: dict[HttpConnection, None] = {}  # the one used last is the last
@@ -39,16 +41,19 @@ class HttpUpstream:
     def usable(self) -> bool:
         return not self.broken and not self._doubted
 
-    async def call(self, call: EngineCall) -> Answer:
+    def ask(self, call: EngineCall) -> Answer | None:
         connection = self._used_last()
-        if connection is not None:
-            answer = connection.ask(call)
+        return None if connection is None else connection.ask(call)
+
+    async def call(self, call: EngineCall, asked: Answer | None = None) -> Answer:
+        answer = asked or self.ask(call)
+        if answer is not None:
             try:
                 await answer.until_head()
             except EngineFailed:
                 # A server may close a connection that it thinks idle while a call is on its way there. It has not seen
                 # that one, so it may have it again. Who closes a new connection has seen it: that is its answer.
-                if self.broken or not connection.closed_unheard:
+                if not self.usable or not answer.is_unseen:
                     raise
             else:
                 return answer
@@ -85,7 +90,9 @@ class HttpUpstream:
 
     async def _new(self) -> HttpConnection:
         connection = await connect(
-            lambda: HttpConnection(self._target, self._own, self._freed, self._ended), self._endpoint, self._target
+            lambda: HttpConnection(self._target, self._own, self._cork, self._freed, self._ended),
+            self._endpoint,
+            self._target,
         )
         if self.broken or connection.is_over:  # meanwhile
             connection.end("")

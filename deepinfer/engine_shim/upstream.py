@@ -23,8 +23,11 @@ class Upstream(Protocol):
     def usable(self) -> bool:
         """Whether the next call may go this way before the shim was asked again who is there."""
 
-    async def call(self, call: EngineCall) -> Answer:
-        """The answer, once its head is there; `EngineFailed` when the engine fails before that."""
+    def ask(self, call: EngineCall) -> Answer | None:
+        """Send it now; its answer fills as the engine makes it. None if there is no connection for it yet."""
+
+    async def call(self, call: EngineCall, asked: Answer | None = None) -> Answer:
+        """The answer, once its head is there; `EngineFailed` when the engine fails before that. `asked` it already."""
 
     def watch_ended(self, failure: str) -> None:
         """The shim's state is not heard any more; `failure` is why, "" when it was not a failure."""

@@ -53,7 +53,7 @@ class Stepping:
 async def test_what_a_step_made_for_all_leaves_in_one_write() -> None:
     app = Stepping()
     async with served(app) as serving, caller_of(serving) as caller:
-        answers = [caller.open(EngineCall("GET", "/")) for _ in range(STREAMS)]
+        answers = [caller.ask(EngineCall("GET", "/")) for _ in range(STREAMS)]
         for answer in answers:
             await answer.until_head()
         before = serving.writes
@@ -66,7 +66,7 @@ async def test_what_a_step_made_for_all_leaves_in_one_write() -> None:
 async def test_a_request_and_its_answer_arrive_as_they_were() -> None:
     async with served(echo) as serving, caller_of(serving) as caller:
         for size in (0, 1, 300_000, 5_000_000):
-            answer = caller.open(EngineCall("POST", "/a", b"q=1", ((b"x", b"y"),), b"\0" * size))
+            answer = caller.ask(EngineCall("POST", "/a", b"q=1", ((b"x", b"y"),), b"\0" * size))
             assert await answer.read() == b"\0" * size
             assert (answer.status, answer.headers) == (201, ((b"x-path", b"/a"), (b"x-query", b"q=1")))
 
@@ -103,7 +103,7 @@ async def test_cancelling_and_leaving_stop_the_application() -> None:
     app = Stepping()
     async with served(app) as serving:
         async with caller_of(serving) as caller:
-            answers = [caller.open(EngineCall("GET", "/")) for _ in range(3)]
+            answers = [caller.ask(EngineCall("GET", "/")) for _ in range(3)]
             for answer in answers:
                 await answer.until_head()
             answers[0].cancel()
@@ -115,7 +115,7 @@ async def test_cancelling_and_leaving_stop_the_application() -> None:
         with pytest.raises(EngineFailed, match="the test is over"):
             await answers[1].read()
         with pytest.raises(EngineFailed, match="the test is over"):
-            await caller.open(EngineCall("GET", "/")).until_head()
+            await caller.ask(EngineCall("GET", "/")).until_head()
 
 
 @pytest.mark.parametrize("leaving", ["cancelled", "gone"])

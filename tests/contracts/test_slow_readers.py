@@ -68,7 +68,7 @@ async def test_an_application_waits_when_its_window_is_used_up_and_goes_on_with_
 @pytest.mark.parametrize("path", ["/", "/at-once"])
 async def test_an_answer_that_is_read_may_be_of_any_length(path: str) -> None:
     async with served(Generous()) as serving, caller_of(serving) as caller:
-        body = await caller.open(EngineCall("GET", path)).read()
+        body = await caller.ask(EngineCall("GET", path)).read()
         assert len(body) == PIECES * len(PIECE)
 
 
@@ -90,7 +90,7 @@ async def test_a_large_body_travels_in_pieces_and_a_poured_one_is_granted_as_it_
         not_drained = 0
 
     async with served(Generous()) as serving, caller_of(serving) as caller:
-        await caller.open(EngineCall("GET", path)).pour(write, drained)
+        await caller.ask(EngineCall("GET", path)).pour(write, drained)
     assert sum(came) == PIECES * len(PIECE)
     assert max(came) == FRAME_BYTES
     assert most <= WINDOW_BYTES + FRAME_BYTES
@@ -98,10 +98,10 @@ async def test_a_large_body_travels_in_pieces_and_a_poured_one_is_granted_as_it_
 
 async def test_one_who_does_not_read_holds_up_nobody_else() -> None:
     async with served(Generous()) as serving, caller_of(serving) as caller:
-        unread = caller.open(EngineCall("GET", "/"))
+        unread = caller.ask(EngineCall("GET", "/"))
         await unread.until_head()
         for _ in range(3):
-            assert len(await caller.open(EngineCall("GET", "/")).read()) == PIECES * len(PIECE)
+            assert len(await caller.ask(EngineCall("GET", "/")).read()) == PIECES * len(PIECE)
         assert len(await unread.read()) == PIECES * len(PIECE)
 
 

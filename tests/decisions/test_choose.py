@@ -39,8 +39,8 @@ def test_the_least_busy_is_chosen(candidates: tuple[Candidate, ...], chosen: str
 
 def test_what_failed_this_request_is_not_chosen_again() -> None:
     idle, busy = candidate("a"), candidate("b", in_flight=5)
-    assert choose((idle, busy), replace(REQUEST, tried=frozenset({"a"}))) == busy
-    assert choose((idle,), replace(REQUEST, tried=frozenset({"a"}))) is None
+    assert choose((idle, busy), RoutedRequest(REQUEST.model, frozenset({"a"}))) == busy
+    assert choose((idle,), RoutedRequest(REQUEST.model, frozenset({"a"}))) is None
 
 
 def test_equal_replicas_take_turns() -> None:

@@ -56,7 +56,7 @@ def test_who_has_no_candidate_gets_no_turn() -> None:
     split = Split(0, {"a": 1, "b": 1, "gone": 10_000})
     assert abs(taken([candidate("a"), candidate("b")], split, range(100))["a"] - 50) <= 1
     assert taken([candidate("b")], split, range(10)) == {"b-0": 10}
-    failed = replace(REQUEST, tried=frozenset({"a-0"}))
+    failed = RoutedRequest(REQUEST.model, frozenset({"a-0"}))
     assert {choose([candidate("a"), candidate("b")], failed, replace(split, turn=n)) for n in range(20)} == {
         candidate("b")
     }

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from msgspec import DecodeError
 
-from deepinfer.control_plane.gateway.usage import END_BYTES, Tokens, end_of, finished_reason, tokens_told
+from deepinfer.control_plane.gateway.usage import END_BYTES, Tokens, Told, end_of, finished_reason, tokens_told, told_by
 
 CHUNK = b'data: {"choices":[{"index":0,"delta":{"content":"hi"},"finish_reason":null}]}\n\n'
 LAST = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"length","stop_reason":null}]}\n\n'
@@ -40,3 +41,28 @@ FORGED = rb'{"choices":[{"text":"\"usage\":{\"prompt_tokens\":9},\"finish_reason
 def test_the_end_of_an_answer(pieces: tuple[bytes, bytes, bytes], tokens: Tokens | None, reason: str) -> None:
     end = end_of(*pieces)
     assert (tokens_told(end), finished_reason(end)) == (tokens, reason)
+
+
+@pytest.mark.parametrize(
+    ("whole", "told"),
+    [
+        (WHOLE, Told(Tokens(3, 5), "stop")),
+        (b'{"usage":{"input_tokens":4,"output_tokens":2},"stop_reason":"max_tokens"}', Told(Tokens(4, 2), "length")),
+        (b'{"data":[],"usage":{"prompt_tokens":6,"total_tokens":6}}', Told(Tokens(6, 0), "stop")),
+        (b'{"usage":{},"choices":[{"finish_reason":"length"},{"finish_reason":null}]}', Told(Tokens(0, 0), "length")),
+        (b'{"tokens":[1],"usage":null}', None),
+        (b'{"usage":{"prompt_tokens":"six"}}', None),
+        (FORGED, None),
+        (b"[1]", None),
+    ],
+)
+def test_a_whole_answer_that_is_understood(whole: bytes, told: Told | None) -> None:
+    assert told_by(whole) == told
+
+
+@pytest.mark.parametrize(
+    "broken", [b"", b'{"usage":{}', WHOLE[:-1], b'{"usage":7,}', b'{"usage":{"prompt_tokens":"a"}']
+)
+def test_what_is_no_json_is_no_answer(broken: bytes) -> None:
+    with pytest.raises(DecodeError):
+        told_by(broken)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import httpx
 import pytest
 
-from deepinfer.control_plane.gateway import client_connection, connections
+from deepinfer.control_plane.gateway import connections, limited_connection
 from deepinfer.control_plane.gateway.asgi import Receive, Reply, Scope, Send
 from deepinfer.control_plane.gateway.connections import counted_as
 from deepinfer.control_plane.gateway.server import Listening, listening
@@ -90,7 +90,7 @@ async def test_a_body_that_keeps_coming_may_take_longer() -> None:
 
 
 async def test_who_was_refused_leaves_no_request_behind_and_cannot_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_connection, "LAST_SECONDS", 0.5)
+    monkeypatch.setattr(limited_connection, "LAST_SECONDS", 0.5)
     config = ServeConfig(body_seconds=0.2)
     async with front(config) as served, connection_to(served.gateway.url) as (reader, writer):
         writer.write(HEAD + b"\r\n{")
@@ -119,7 +119,7 @@ async def test_a_body_that_nobody_reads_yet_is_not_late() -> None:
 
 
 async def test_who_says_nothing_is_hung_up_on_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_connection, "KEEP_ALIVE_SECONDS", 0.5)
+    monkeypatch.setattr(limited_connection, "KEEP_ALIVE_SECONDS", 0.5)
     async with front(IMPATIENT) as served:
         async with connection_to(served.gateway.url) as (reader, _):
             assert await said(reader) == b""
@@ -131,7 +131,7 @@ async def test_who_says_nothing_is_hung_up_on_without_a_word(monkeypatch: pytest
 
 
 async def test_an_answer_may_take_longer_than_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_connection, "KEEP_ALIVE_SECONDS", 0.1)
+    monkeypatch.setattr(limited_connection, "KEEP_ALIVE_SECONDS", 0.1)
     app, config = Endless(), ServeConfig(header_seconds=0.2, body_seconds=0.2)
     async with shim_over(app) as shim, running_gateway(fleet_of(shim.status.endpoint), config=config) as gateway:
         await until(lambda: gateway.replicas.candidates("chat"))
@@ -169,7 +169,7 @@ async def test_more_connections_than_may_be_are_told_so(
 
 
 async def test_a_flood_of_connections_is_not_even_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_connection, "BEING_REFUSED", 1)
+    monkeypatch.setattr(limited_connection, "BEING_REFUSED", 1)
     async with front(ServeConfig(max_connections=1)) as served, AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(connection_to(served.gateway.url)) for _ in range(4)]
         said_to = [await said(reader) for reader, _ in clients[1:]]

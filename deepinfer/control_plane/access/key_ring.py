@@ -1,7 +1,8 @@
 """Which keys open this server now: those of the last view of the store, and its own admin token.
 
 While the store is away the keys known last stay good. Before it was read nobody comes in. What is kept is digests: a
-secret that was shown is forgotten with its request, so nothing outlives a revocation.
+secret that was shown is forgotten with its connection, and asked for anew at each request: nothing outlives a
+revocation.
 """
 
 from __future__ import annotations
@@ -43,17 +44,21 @@ class KeyRing:
             self._keys = fleet.api_keys
             self._known = {known.digest: known for known in (*map(_known, self._keys), self._own)}
 
-    def caller(self, secret: bytes) -> Caller:
-        """Raises `InvalidApiKey`, and `StoreUnavailable` before the store was read."""
+    def caller(self, digest: bytes) -> Caller:
+        """Of a secret. Raises `InvalidApiKey`, and `StoreUnavailable` before the store was read."""
         if self._keys is None:
             raise StoreUnavailable("serve has not read its API keys yet; its log says why. Try again soon.")
-        digest = sha256(secret[:_LONGEST_SECRET]).digest()
         known = self._known.get(digest)
         if known is None or not hmac.compare_digest(known.digest, digest):
             raise InvalidApiKey("This API key opens nothing here: it was mistyped, or revoked.")
         if known.expires <= self._now():
             raise InvalidApiKey("This API key has expired; `deepinfer keys create` makes another.")
         return known.caller
+
+
+def digest_shown(secret: bytes) -> bytes:
+    """By which a key is known."""
+    return sha256(secret[:_LONGEST_SECRET]).digest()
 
 
 def _known(key: ApiKey) -> _Known:

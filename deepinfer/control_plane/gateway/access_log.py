@@ -188,7 +188,7 @@ def _line(request: Measured) -> Line:
         round(request.seconds * 1000, 2),
         request.tokens.prompt,
         request.tokens.completion,
-        request.bytes,
+        request.sent_bytes,
         request.status == CLIENT_GONE,
         request.is_continued,
     )

@@ -13,6 +13,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Final
 
+from msgspec import Struct
+
 from deepinfer.control_plane.gateway.drain_rate import DrainRate
 from deepinfer.control_plane.gateway.measured import Measured
 from deepinfer.control_plane.gateway.model_queue import ModelQueue, Priority, Waiting
@@ -39,8 +41,7 @@ class QueueLimits:
     size: int = 256 << 20  # bytes of bodies
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(Struct, frozen=True):
     """What admission needs to know of a request. `deadline` is of the event loop's clock."""
 
     model: str
@@ -97,9 +98,13 @@ class Admission:
         """How many requests wait, by model."""
         return {model: len(traffic.queue) for model, traffic in self._queued.items()}
 
+    def seat(self, asked: Asked) -> Loan | None:
+        """A replica for a request that need not wait, or None. Raises `NoReadyReplica` and `ModelNotServed`."""
+        return None if asked.model in self._queued else self._seat(asked)
+
     async def turn(self, asked: Asked, measured: Measured) -> Turn:
         """Raises `NoReadyReplica`, `ModelNotServed` and `Overloaded`."""
-        loan = None if asked.model in self._queued else self._seat(asked)
+        loan = self.seat(asked)
         turn = await self._wait(asked, measured) if loan is None else Turn(loan)
         measured.admitted(turn.waited)
         return turn
@@ -116,8 +121,10 @@ class Admission:
         candidates, now = self._replicas.ready(asked.model), self._now()
         if not candidates:
             raise nobody_for(self._replicas, asked.model)
-        roomy = [c for c in trusted(candidates) if c.has_room(asked.work, now)]
-        chosen = choose(roomy, RoutedRequest(asked.model), self._replicas.split(asked.model))
+        request, split, fit = RoutedRequest(asked.model), self._replicas.split(asked.model), trusted(candidates)
+        chosen = choose(fit, request, split)
+        if chosen is not None and not chosen.has_room(asked.work, now):
+            chosen = choose([c for c in fit if c.has_room(asked.work, now)], request, split)
         return None if chosen is None else self._replicas.lend(chosen, asked.work)
 
     async def _wait(self, asked: Asked, measured: Measured) -> Turn:

@@ -52,7 +52,7 @@ class Gateway:
         metrics.ejected_now, replicas.when_ejected = replicas.ejected, metrics.ejected
         self._drain = parts.drain
         self._management = management
-        self._relay = Relay(parts)
+        self.relay = Relay(parts)
         self._pages: dict[str, Page] = {
             "/health": lambda _: Reply(200, b'{"status":"ok"}'),
             "/ready": lambda _: self._ready(),
@@ -66,7 +66,7 @@ class Gateway:
         elif self._drain.begun and scope["path"] not in WHILE_IT_ENDS:
             await self._drain.refusal().send(send)
         elif self._is_relayed(scope):
-            await self._relay(scope, receive, send)
+            await self.relay(scope, receive, send)
         elif (page := self._page(scope["path"])) is not None:
             await (await _answer(page, scope)).send(send)
         elif scope["path"] in RELAYED_PATHS:

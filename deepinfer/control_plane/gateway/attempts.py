@@ -8,7 +8,8 @@ retry budget.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from deepinfer.control_plane.gateway.admission import Admission, Asked
 from deepinfer.control_plane.gateway.event_errors import EventErrors
@@ -27,8 +28,7 @@ ATTEMPTS_TO_REACH = 3
 TRY_ANOTHER = frozenset((500, 502, 503, 504))  # the engine did nothing: it is broken, full, or drains
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
+class Opened(Struct, frozen=True):
     """An answer whose head and first bytes are there. `errors` watches it, if it is a stream of events."""
 
     answer: Answer
@@ -36,14 +36,24 @@ class Opened:
     errors: EventErrors | None
 
 
-@dataclass(frozen=True, slots=True)
-class Begun:
+class Begun(Struct, frozen=True):
     """An answer to `call`, and the loan to give back at its end. `failed`: placements that were tried before."""
 
     opened: Opened
     loan: Loan
     call: EngineCall
     failed: frozenset[str]
+
+
+class Asking(Struct, frozen=True):
+    """An attempt under way: the call as this engine knows its model, as it was sent, and its answer to be.
+
+    No `answer`: there was no connection to send it on.
+    """
+
+    call: EngineCall
+    sent: EngineCall
+    answer: Answer | None
 
 
 class Attempts:
@@ -54,34 +64,43 @@ class Attempts:
         self._now = asyncio.get_running_loop().time
         self._budget = RetryBudget(self._now())
 
-    async def begin(self, asked: Asked, call: EngineCall, loan: Loan, measured: Measured) -> Begun:
-        """Raises `EngineFailed` when no attempt is left; the loan is given back then."""
-        self._budget.earn()
+    def ask(self, asked: Asked, call: EngineCall, loan: Loan, measured: Measured) -> Asking:
+        """Of the replica that is lent, at once. Whatever goes wrong, the answer tells."""
+        if not measured.attempts:
+            self._budget.earn()
+        measured.sent_to(loan.placement)
+        own = renamed(call, loan.deployment) if asked.is_alias else call
+        sent = measured.traced(own)
+        return Asking(own, sent, loan.client.ask(sent))
+
+    async def begin(
+        self, asked: Asked, call: EngineCall, loan: Loan, measured: Measured, asking: Asking | None = None
+    ) -> Begun:
+        """Raises `EngineFailed` when no attempt is left; the loan is given back then. `asking`: the first attempt."""
         tried: frozenset[str] = frozenset()
         earlier: Loan | None = None
         while True:
-            measured.sent_to(loan.placement)
-            own = renamed(call, loan.deployment) if asked.is_alias else call
             try:
-                outcome = await _open(loan.client, measured.traced(own))
+                asking = asking or self.ask(asked, call, loan, measured)
+                outcome = await _open(loan.client, asking)
             except BaseException:
                 loan.give_back()
                 raise
             if isinstance(outcome, Opened) and outcome.answer.status not in TRY_ANOTHER:
                 loan.began()
-                return Begun(outcome, loan, own, tried)
+                return Begun(outcome, loan, asking.call, tried)
             measured.failed(_reason(outcome))
             _judge(loan, earlier, outcome)
             tried |= {loan.placement}
             other = self._other(asked, tried, outcome)
             if other is None and isinstance(outcome, Opened):
-                return Begun(outcome, loan, own, tried)  # its own words are the best there is
+                return Begun(outcome, loan, asking.call, tried)  # its own words are the best there is
             if isinstance(outcome, Opened):
                 outcome.answer.cancel()
             loan.give_back()
             if other is None:
                 raise outcome  # type: ignore[misc]
-            earlier, loan = loan, other
+            earlier, loan, asking = loan, other, None
 
     def _other(self, asked: Asked, tried: frozenset[str], outcome: Opened | EngineFailed) -> Loan | None:
         most = ATTEMPTS_TO_REACH if isinstance(outcome, EngineUnreachable) else ATTEMPTS
@@ -106,10 +125,10 @@ def _judge(loan: Loan, earlier: Loan | None, outcome: Opened | EngineFailed) -> 
         earlier.acquitted()
 
 
-async def _open(client: EngineClient, call: EngineCall) -> Opened | EngineFailed:
+async def _open(client: EngineClient, asking: Asking) -> Opened | EngineFailed:
     """The answer's head and first bytes, or why there are none: a failure here is still a choice, not an end."""
     try:
-        answer = await client.call(call)
+        answer = await client.call(asking.sent, asking.answer)
         try:
             kind = kind_of(answer)
             opened = await _begun(answer, kind)
@@ -118,7 +137,8 @@ async def _open(client: EngineClient, call: EngineCall) -> Opened | EngineFailed
             raise
     except EngineFailed as error:
         return error
-    must_say = call.path in RELAYED_PATHS and call.method != "HEAD"  # elsewhere a bare 200 may be all there is to say
+    # Elsewhere a bare 200 may be all there is to say.
+    must_say = asking.sent.path in RELAYED_PATHS and asking.sent.method != "HEAD"
     if not 200 <= answer.status <= 599 or (must_say and says_nothing(answer, kind, opened.first)):
         answer.cancel()
         return EngineFailed(f"The engine answered with status {answer.status} and nothing that can be passed on.")

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
 from itertools import count
 from secrets import token_hex
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from urllib.parse import parse_qs
 
 import msgspec
+from msgspec import Struct
 
 from deepinfer.control_plane.gateway.asgi import Headers, Receive, Scope
 from deepinfer.control_plane.gateway.body_rules import check_said
@@ -44,8 +45,7 @@ class ClientGone(Exception):
     """The client hung up before its request was whole."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wishes:
+class Wishes(Struct, frozen=True):
     """What a JSON body says besides its model that this gateway goes by. Any value may be there: engines judge them."""
 
     most_tokens: object = None  # of one choice
@@ -58,8 +58,7 @@ _decoder = msgspec.json.Decoder(dict[str, Any])
 _NO_JSON = (b"audio/", b"image/", b"video/", b"application/octet-stream")
 
 
-@dataclass(frozen=True, slots=True)
-class ModelRequest:
+class ModelRequest(Struct, frozen=True):
     """A request that names a model. `patience`: seconds after which its client wants no answer any more; 0: unknown."""
 
     model: str
@@ -68,33 +67,44 @@ class ModelRequest:
     patience: float = 0.0
 
 
+class Sent(Struct, frozen=True):
+    """What a request's headers say here, and those of them that go on."""
+
+    content_type: bytes
+    patience: float
+    kept: Headers
+
+
 def request_id(scope: Scope) -> bytes:
     """The client's own X-Request-Id if it is a plain one, else a new one."""
-    for name, value in scope["headers"]:
-        if name == b"x-request-id" and _KEPT_ID.fullmatch(value):
-            return bytes(value)
+    return own_id(scope["headers"]) or new_id()
+
+
+def own_id(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The client's; b"" if it sent none that is plain."""
+    return next((value for name, value in headers if name == b"x-request-id" and _KEPT_ID.fullmatch(value)), b"")
+
+
+def new_id() -> bytes:
     return b"%b%012x" % (_OURS, next(_numbers))
 
 
 async def read_request(scope: Scope, receive: Receive, request_id: bytes, domains: frozenset[str]) -> ModelRequest:
     """Raises `InvalidRequest` naming what is wrong and where, and `ClientGone`. Engines may fetch from `domains`."""
     body = await _read_body(receive)
-    content_type, patience, headers = _sent(scope["headers"])
-    model, wishes = model_in_query(scope["query_string"]), NO_WISHES
-    if is_form(content_type):
-        named = model_in_form(body, content_type, domains)
+    sent, model = read_headers(scope["headers"]), model_in_query(scope["query_string"])
+    if is_form(sent.content_type):
+        named = model_in_form(body, sent.content_type, domains)
         model = model or _named(named, "form")
-    elif model is None or (body and not content_type.startswith(_NO_JSON)):
+    elif model is None or (body and not sent.content_type.startswith(_NO_JSON)):
         fields = read_json(body, domains) if len(body) <= LARGE else await asyncio.to_thread(read_json, body, domains)
-        model, content_type = model or _named(fields.get("model"), "body"), b"application/json"
-        wishes = _wishes(fields)
-        if wishes.priority is not None:
-            body = _without_priority(body)
-    if content_type:  # for a body that was seen to be JSON it is that: an engine may insist
-        headers.append((b"content-type", content_type))
-    headers += ((b"content-length", b"%d" % len(body)), (b"x-request-id", request_id))
-    call = EngineCall(scope["method"], scope["path"], scope["query_string"], tuple(headers), body)
-    return ModelRequest(model, call, wishes, patience)
+        return _json_request(scope, sent, body, fields, request_id)
+    return ModelRequest(model, _call(scope, sent, body, request_id, sent.content_type), patience=sent.patience)
+
+
+def json_request(scope: Scope, sent: Sent, body: bytes, request_id: bytes, domains: frozenset[str]) -> ModelRequest:
+    """The same of a body that is there, not larger than `LARGE` and no form. Raises `InvalidRequest`."""
+    return _json_request(scope, sent, body, read_json(body, domains), request_id)
 
 
 def model_in_query(query: bytes) -> str | None:
@@ -165,15 +175,23 @@ async def _read_body(receive: Receive) -> bytes:
             return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-class _Sent(NamedTuple):
-    """What a request's headers say here, and those of them that go on."""
+def _json_request(scope: Scope, sent: Sent, body: bytes, fields: dict[str, Any], request_id: bytes) -> ModelRequest:
+    model = model_in_query(scope["query_string"]) or _named(fields.get("model"), "body")
+    wishes = _wishes(fields)
+    if wishes.priority is not None:
+        body = _without_priority(body)
+    # It was seen to be JSON; an engine may insist on being told so.
+    return ModelRequest(model, _call(scope, sent, body, request_id, b"application/json"), wishes, sent.patience)
 
-    content_type: bytes
-    patience: float
-    kept: list[tuple[bytes, bytes]]
+
+def _call(scope: Scope, sent: Sent, body: bytes, request_id: bytes, content_type: bytes) -> EngineCall:
+    kind = ((b"content-type", content_type),) if content_type else ()
+    headers = (*sent.kept, *kind, (b"content-length", b"%d" % len(body)), (b"x-request-id", request_id))
+    return EngineCall(scope["method"], scope["path"], scope["query_string"], headers, body)
 
 
-def _sent(headers: Headers) -> _Sent:
+def read_headers(headers: Iterable[tuple[bytes, bytes]]) -> Sent:
+    """Its names are lower case."""
     content_type, patience, kept, named = b"", 0.0, [], b""
     for header in headers:
         name, value = header
@@ -188,4 +206,4 @@ def _sent(headers: Headers) -> _Sent:
     if named:  # which the client declared to be for this hop only
         own = frozenset(token.strip().lower() for token in named.split(b","))
         kept = [header for header in kept if header[0] not in own]
-    return _Sent(content_type, patience, kept)
+    return Sent(content_type, patience, tuple(kept))

@@ -47,11 +47,8 @@ _Where = tuple[Any, str | int] | None
 
 def check_said(fields: dict[str, Any], allowed_domains: frozenset[str]) -> None:
     """Raises `InvalidRequest` that names the field and the next step."""
-    choices = fields.get("n")
-    if choices is not None and type(choices) is not int:
-        raise InvalidRequest("'n' must be an integer.", "n")
-    _check_choices("n", choices)
-    _check_choices("best_of", fields.get("best_of"))  # which newer engines do not know: what else it is, they ignore
+    if "n" in fields or "best_of" in fields:
+        _check_choices(fields)
     _look(fields, None, 1, allowed_domains)
 
 
@@ -68,9 +65,14 @@ def check_url(url: str, field: str, allowed_domains: frozenset[str]) -> None:
         )
 
 
-def _check_choices(name: str, asked: object) -> None:
-    if type(asked) is int and asked > MOST_CHOICES:
-        raise InvalidRequest(f"'{name}' is {asked}; ask for at most {MOST_CHOICES}.", name)
+def _check_choices(fields: dict[str, Any]) -> None:
+    choices = fields.get("n")
+    if choices is not None and type(choices) is not int:
+        raise InvalidRequest("'n' must be an integer.", "n")
+    for name in ("n", "best_of"):  # newer engines do not know the second: what else it is, they ignore
+        asked = fields.get(name)
+        if type(asked) is int and asked > MOST_CHOICES:
+            raise InvalidRequest(f"'{name}' is {asked}; ask for at most {MOST_CHOICES}.", name)
 
 
 def _look(value: Any, where: _Where, depth: int, allowed: frozenset[str] | None) -> None:
@@ -79,7 +81,7 @@ def _look(value: Any, where: _Where, depth: int, allowed: frozenset[str] | None)
         raise InvalidRequest(f"The body's JSON is nested too deeply; use at most {MOST_NESTED} levels.")
     if type(value) is list:
         for index, inner in enumerate(value):
-            if type(inner) in _HOLDERS:
+            if type(inner) in _HOLDERS and not (depth < MOST_NESTED and type(inner) is dict and _is_plain(inner)):
                 _look(inner, (where, index), depth + 1, allowed)
         return
     if allowed is not None and not _LOOKED_AT.isdisjoint(value):
@@ -89,6 +91,11 @@ def _look(value: Any, where: _Where, depth: int, allowed: frozenset[str] | None)
         if type(inner) in _HOLDERS:
             free = (where is None and name in _ANY_WORDS) or (name == "input" and value.get("type") in _TOOL_CALLS)
             _look(inner, (where, name), depth + 1, None if free else allowed)
+
+
+def _is_plain(value: dict[str, Any]) -> bool:
+    """As nearly every message is."""
+    return _LOOKED_AT.isdisjoint(value) and _HOLDERS.isdisjoint(map(type, value.values()))
 
 
 def _check_field(parent: dict[str, Any], name: str, where: _Where, allowed: frozenset[str]) -> None:

@@ -1,77 +1,69 @@
-"""One client's connection: uvicorn's HTTP/1.1 with the limits, deadlines and refusals that it lacks.
+"""One client's connection: what comes on it becomes an exchange (`exchange.py`), or a task of the application.
 
-A request that is refused here never reaches the application; if its body was still coming, the application sees a
-client that hung up. A refusal is an answer in OpenAI's shape and the connection's end, for nobody knows where on it a
-next request would begin. A request sent before the last one was answered is not answered: its client gets the one it
-waits for, is closed, and may send the other again, as HTTP foresees.
+A request that is refused by `limited_connection.py` never reaches the application; if its body was still coming, the
+application sees a client that hung up.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from enum import Enum, auto
-from typing import Any, Final
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+from deepinfer.control_plane.gateway.asgi import App, Scope
+from deepinfer.control_plane.gateway.body import LARGE
+from deepinfer.control_plane.gateway.client_stream import answer_head
 from deepinfer.control_plane.gateway.connections import Connections
-from deepinfer.control_plane.gateway.error_reply import error_reply
-from deepinfer.control_plane.gateway.request_head import check_head, check_head_size, head_too_large, too_large
-from deepinfer.control_plane.openai_errors import NotHttp, RequestTooSlow
-from deepinfer.fleet.errors import DeepinferError
+from deepinfer.control_plane.gateway.limited_connection import LimitedConnection
+from deepinfer.control_plane.gateway.relayed_paths import RELAYED_PATHS
+from deepinfer.control_plane.gateway.request_head import check_head, check_head_size
+
+if TYPE_CHECKING:
+    from deepinfer.control_plane.access.caller import Caller
+    from deepinfer.control_plane.gateway.exchange import Exchange
+    from deepinfer.control_plane.gateway.known_head import KnownHead
+    from deepinfer.control_plane.gateway.shortcut import Shortcut
 
 CONNECTION: Final = "deepinfer.connection"
 """In a request's scope: the connection it came on."""
-BEING_REFUSED: Final = 100
-"""Connections. More of them are closed without a word."""
-KEEP_ALIVE_SECONDS: Final = 5.0
-"""How long a connection may wait for its next request."""
-SLOWEST_BODY: Final = 1024
-"""Bytes a second, on the whole."""
-FRAMING: Final = 8
-"""A chunked body may be so many times its size on the wire: one that comes byte by byte is."""
-LAST_SECONDS: Final = 2.0
-"""For a client to read why it was refused, and to close. Closed by us, what it still sends would reset that away."""
+_PATHS: Final = {path.encode(): path for path in RELAYED_PATHS}
 
 
-class _Reading(Enum):
-    HEAD = auto()
-    BODY = auto()
-    NOTHING = auto()  # a request is being answered, or the next one waited for
-    NO_MORE = auto()  # a request is being answered, and the connection ends with it
-    REFUSED = auto()  # all was said, what comes is thrown away
+class ClientConnection(LimitedConnection):
+    """`exchange` is what answers the request that came last, if no task does."""
 
+    scope: Scope  # type: ignore[assignment]
 
-class ClientConnection(HttpToolsProtocol):
-    """`look` keeps its deadlines."""
-
-    def __init__(self, connections: Connections, **server: Any) -> None:
-        super().__init__(**server)
-        self._connections = connections
-        self._limits = connections.limits
-        self._reading = _Reading.HEAD
-        self._since = 0.0  # it reads that, or when the last byte of a body came, or when it fell idle
-        self._taken = 0  # bytes off the wire meanwhile
-        self._body_begun = 0.0
-        self._body_bytes = 0
-        self._not_parsed = 0  # bytes of a body that the parser does not take for one
-        self._unsent, self._unsent_since = 0, 0.0
-        self.when_gone: Callable[[], None] | None = None  # called when the client is, before its answer's end
+    def __init__(self, connections: Connections, shortcut: Shortcut | None, **server: Any) -> None:
+        super().__init__(connections, **server)
+        self.exchange: Exchange | None = None
+        self.when_gone: Callable[[], None] | None = None  # called when the client is, before its task's answer is whole
+        self._shortcut = shortcut
+        self._known: KnownHead | None = None  # of the last request, if it may be an exchange
+        self._caller: Caller | None = None  # of a request that is to be one, whose body is coming:
+        self._body: list[bytes] = []
+        self._same: dict[str, Any] = {}  # of all its requests' scopes
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._since = self.loop.time()
-        refusal = self._connections.enter(self, self.client[0] if self.client else "")
-        if refusal is not None and self._connections.refused > BEING_REFUSED:
-            transport.abort()
-        elif refusal is not None:
-            self._refuse(refusal)
+        self._same = {
+            "type": "http",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "scheme": self.scheme,
+            "server": self.server,
+            "client": self.client,
+            "root_path": "",
+        }
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._connections.leave(self)
+        self._begin_anyway()
         super().connection_lost(exc)
+        if self.exchange is not None:
+            self.exchange.gone()
         if self.when_gone is not None and self.is_gone:
             self.when_gone()
 
@@ -80,156 +72,137 @@ class ClientConnection(HttpToolsProtocol):
         """The client hung up before its answer's end."""
         return self.cycle is not None and self.cycle.disconnected
 
-    def data_received(self, data: bytes) -> None:
-        self._taken += len(data)
-        if self._reading is _Reading.BODY:
-            self._since = self.loop.time()
-        elif self._reading in (_Reading.NO_MORE, _Reading.REFUSED):
-            return
-        try:
-            if self._not_parsed:
-                data = self._body_of(data)
-            self.parser.feed_data(data)
-            self._check_taken()
-        except httptools.HttpParserUpgrade as upgrade:
-            # What the client would rather speak is not spoken here, so it is answered in HTTP/1.1.
-            self._taken = 0
-            self.data_received(data[int(upgrade.args[0]) :])
-        except httptools.HttpParserError as error:
-            cause = error.__context__
-            self._refuse(cause if isinstance(cause, DeepinferError) else NotHttp(f"This is no proper HTTP: {error}."))
-        except DeepinferError as error:
-            self._refuse(error)
+    @property
+    def is_busy(self) -> bool:
+        if self.exchange is not None or self._caller is not None:
+            return True
+        return self.cycle is not None and not self.cycle.response_complete
 
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        if self._reading is not _Reading.HEAD:
-            self._reading = _Reading.HEAD
-            self._since = self.loop.time()
+    def head_came(self, length: bytes | None, taken: int) -> None:
+        version, known = self.parser.get_http_version(), self._known
+        if known is None or self.headers != known.headers or version != "1.1":
+            known = self._known = self._checked(version)
+        if length is not None:
+            self.headers.append((b"content-length", length))
+        if taken > self.limits.max_header_bytes:
+            check_head_size(self.url, self.headers, self.limits)
+        self._tell_scope(version)
+        if known is None or not self._may_be_exchange(known, length):
+            self.start(self.app, self.scope)
 
-    def on_headers_complete(self) -> None:
-        if self.cycle is not None and not self.cycle.response_complete:
-            raise NotHttp("The last request on this connection is not answered yet; use another.")
-        check_head(self.parser.get_http_version(), self.headers, self._limits)
-        if self._taken > self._limits.max_header_bytes:  # in one piece with more than the head, perhaps
-            check_head_size(self.url, self.headers, self._limits)
-        if self.parser.should_upgrade():
-            self._not_parsed = self._length_without_parser()
-        self.scope[CONNECTION] = self  # type: ignore[typeddict-unknown-key]
-        super().on_headers_complete()
-        self.headers = []  # for trailers: what they say comes too late
-        self._reading = _Reading.BODY
-        self._taken = self._body_bytes = 0
-        self._since = self._body_begun = self.loop.time()
-
-    def on_body(self, body: bytes) -> None:
-        self._body_bytes += len(body)
-        if self._body_bytes > self._limits.max_body_bytes:
-            raise too_large(self._limits)
-        super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        if not self._not_parsed:
-            super().on_message_complete()
-            self._reading = _Reading.NOTHING
-            self._taken = 0
-
-    def on_response_complete(self) -> None:
-        """As uvicorn has it, but without a timer, and who still sends the answered request is not listened to."""
-        self.server_state.total_requests += 1
-        if self.transport.is_closing():
-            return
-        self._since = self.loop.time()
-        if self._reading is _Reading.NOTHING:
-            self.flow.resume_reading()
+    def body_came(self, piece: bytes) -> None:
+        if self._caller is None:
+            super(LimitedConnection, self).on_body(piece)
         else:
-            self._end()
+            self._body.append(piece)
 
-    def look(self, now: float) -> None:
-        """Ends what takes too long."""
-        self._look_at_writing(now)
-        if self.transport.is_closing():
-            return
-        limits, waited = self._limits, now - self._since
-        match self._reading:
-            case _Reading.HEAD if waited > limits.header_seconds:
-                if self._taken:
-                    self._refuse(RequestTooSlow(f"The headers were not whole after {limits.header_seconds:g} seconds."))
-                else:
-                    self.transport.close()
-            case _Reading.BODY if self.flow.read_paused:
-                self._since = now
-            case _Reading.BODY if waited > limits.body_seconds:
-                self._refuse(RequestTooSlow(f"Nothing of the body came for {limits.body_seconds:g} seconds."))
-            case _Reading.BODY if now - self._body_begun > limits.body_seconds + self._body_bytes / SLOWEST_BODY:
-                self._refuse(RequestTooSlow(f"The body comes at less than {SLOWEST_BODY} bytes a second."))
-            case _Reading.NOTHING if self.cycle.response_complete and waited > KEEP_ALIVE_SECONDS:
-                self.transport.close()
-            case _Reading.REFUSED if waited > LAST_SECONDS:
-                self.transport.abort()
+    def body_ended(self) -> None:
+        if self._caller is None:
+            super(LimitedConnection, self).on_message_complete()
+        else:
+            self._exchange(self._caller)
 
-    def _look_at_writing(self, now: float) -> None:
-        """Who takes nothing of what waits for it is cut off. Where much waits, nothing is added to it."""
-        unsent = self.transport.get_write_buffer_size()
-        if unsent != self._unsent:
-            self._unsent, self._unsent_since = unsent, now
-        elif unsent and now - self._unsent_since > self._limits.write_seconds:
-            self.transport.abort()
-
-    def _check_taken(self) -> None:
-        """What neither was a head in time nor counts as a body, such as a chunk's extensions."""
-        taken = self._taken
-        if taken > self._limits.max_header_bytes:
-            if self._reading is not _Reading.BODY:
-                raise head_too_large(self._limits)
-            if taken > self._limits.max_header_bytes + FRAMING * self._body_bytes:
-                raise NotHttp("The body's chunks are framed by far more than they hold.")
-
-    def _length_without_parser(self) -> int:
-        """With "Upgrade" the parser takes a request to end with its head. Some clients send it with every first one."""
-        if any(name == b"transfer-encoding" for name, _ in self.headers):
-            raise NotHttp("A chunked request cannot ask for another protocol; send it without Upgrade.")
-        return next((int(value) for name, value in self.headers if name == b"content-length"), 0)
-
-    def _body_of(self, data: bytes) -> bytes:
-        """What comes after it."""
-        body, rest = data[: self._not_parsed], data[self._not_parsed :]
-        self._not_parsed -= len(body)
-        self.on_body(body)
-        if not self._not_parsed:
-            self.on_message_complete()
-        return rest
-
-    def _refuse(self, error: DeepinferError) -> None:
-        """What was asked before is answered; of what is coming nothing is read any more."""
+    def answers_first(self) -> bool:
+        self._begin_anyway()
         cycle = self.cycle
-        if cycle is not None and not cycle.response_complete:
-            if not cycle.more_body:
-                cycle.keep_alive = False
-                self._reading = _Reading.NO_MORE
-                return
-            cycle.disconnected, cycle.waiting_for_100_continue = True, False
+        if self.exchange is not None:
+            self.stays = False
+            return True
+        if cycle is None or cycle.response_complete:
+            return False
+        if not cycle.more_body:
+            cycle.keep_alive = False
+            return True
+        cycle.disconnected, cycle.waiting_for_100_continue = True, False
+        cycle.message_event.set()
+        if cycle.response_started:
+            self.transport.abort()
+        return False
+
+    def start(self, app: App, scope: Scope, body: bytes = b"", *, whole: bool = False) -> None:
+        """A task serves the request from now on. `body` is what has come of it, all if it is `whole`."""
+        scope["state"] = self.app_state.copy()
+        cycle = self.cycle = RequestResponseCycle(
+            scope=scope,  # type: ignore[arg-type]
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=self.access_log,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=self.stays,
+            on_response=self.on_response_complete,
+        )
+        cycle.body += body
+        cycle.more_body = not whole
+        if body or whole:
             cycle.message_event.set()
-            if cycle.response_started:
-                self.transport.abort()
-                return
-        self.transport.write(_answer_of(error))
-        self._end()
+        self._start_asgi_task(cycle, app)  # type: ignore[arg-type]
 
-    def _end(self) -> None:
-        self._reading = _Reading.REFUSED
-        self._since = self.loop.time()
-        self.flow.resume_reading()
-        self.transport.write_eof()
+    def answer(self, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
+        """All of an exchange's answer, with a 200. Raises `EngineFailed` for headers that are none; nothing is sent."""
+        own = (*self.server_state.default_headers, *headers)
+        data = answer_head(200, own, closes=not self.stays) + body
+        if self.stays:
+            self.cork.write(self.transport, data)
+        else:
+            self.transport.write(data)
+            self.transport.close()
+        self.on_response_complete()
 
+    def shutdown(self) -> None:
+        """A server that ends waits for tasks, and for nothing else."""
+        self.cork.flush()
+        self._begin_anyway()
+        if self.exchange is not None:
+            self.exchange.hand_over()
+        super().shutdown()
 
-def _answer_of(error: DeepinferError) -> bytes:
-    reply = error_reply(error)
-    own = b"".join(b"%b: %b\r\n" % header for header in reply.headers)
-    return b"%bcontent-type: %b\r\ncontent-length: %d\r\n%bconnection: close\r\n\r\n%b" % (
-        STATUS_LINE[reply.status],
-        reply.content_type,
-        len(reply.body),
-        own,
-        reply.body,
-    )
+    def _tell_scope(self, version: str) -> None:
+        path, raw_path, query = _PATHS.get(self.url), self.url, b""
+        if path is None:
+            parsed = httptools.parse_url(self.url)
+            raw_path, query = parsed.path, parsed.query or b""
+            path = unquote(raw_path.decode("ascii"))
+        self.scope = scope = self._same.copy()
+        scope["http_version"] = version
+        scope["method"] = self.parser.get_method().decode("ascii")
+        scope["path"], scope["raw_path"], scope["query_string"] = path, raw_path, query
+        scope["headers"] = self.headers
+        scope[CONNECTION] = self
+
+    def _checked(self, version: str) -> KnownHead | None:
+        """What may be said again and need not be looked at then: most clients do nothing else."""
+        check_head(version, self.headers, self.limits)
+        self.stays = version != "1.0" and self.parser.should_keep_alive()
+        self.expect_100_continue = any(
+            name == b"expect" and value.lower() == b"100-continue" for name, value in self.headers
+        )
+        if self.parser.should_upgrade():
+            self.without_parser()
+            return None
+        plain = version == "1.1" and self.stays and not self.expect_100_continue
+        return self._shortcut.read(self.headers.copy()) if plain and self._shortcut is not None else None
+
+    def _may_be_exchange(self, known: KnownHead, length: bytes | None) -> bool:
+        if length is None or int(length) > LARGE or self.url not in _PATHS or self.scope["method"] != "POST":
+            return False
+        self._caller = self._shortcut.caller(known) if self._shortcut is not None else None
+        return self._caller is not None
+
+    def _begin_anyway(self) -> None:
+        """What ends before its body was whole is seen as a request too, by the application."""
+        if self._caller is not None:
+            self.start(self.app, self.scope, self._taken_body())
+
+    def _taken_body(self) -> bytes:
+        pieces, self._body, self._caller = self._body, [], None
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _exchange(self, caller: Caller) -> None:
+        shortcut, known, body = self._shortcut, self._known, self._taken_body()
+        exchange = None if shortcut is None or known is None else shortcut.ask(self, known, caller, body)
+        if exchange is None:
+            self.start(self.app, self.scope, body, whole=True)

@@ -6,7 +6,7 @@ the buffer. A client that takes nothing of it is cut off in time (client_connect
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
@@ -14,6 +14,7 @@ from deepinfer.control_plane.gateway.asgi import Headers, Send
 from deepinfer.fleet.errors import EngineFailed
 
 _WITHOUT_BODY = (204, 304)
+_CHUNKED: Headers = ((b"transfer-encoding", b"chunked"),)
 
 
 class ClientStream:
@@ -33,22 +34,12 @@ class ClientStream:
 
     def begin(self, status: int, headers: Headers) -> None:
         """Raises `EngineFailed` for headers that are none; then nothing has begun."""
-        cycle, length = self._cycle, None
-        lines = [STATUS_LINE[status]]
-        for header in (*cycle.default_headers, *headers):
-            if header[0] == b"content-length":
-                length = int(header[1])
-            lines.append(b"%b: %b\r\n" % header)
-        if not cycle.keep_alive:
-            lines.append(b"connection: close\r\n")
+        cycle = self._cycle
+        length = next((int(value) for name, value in headers if name == b"content-length"), None)
         self._has_body = cycle.scope["method"] != "HEAD" and status not in _WITHOUT_BODY
         is_chunked = self._has_body and length is None
-        if is_chunked:
-            lines.append(b"transfer-encoding: chunked\r\n")
-        head = b"".join(lines)
-        if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines) or b"\0" in head:
-            raise EngineFailed("The engine's answer has a header that is none.")
-        self._head = head + b"\r\n"
+        own = _CHUNKED if is_chunked else ()
+        self._head = answer_head(status, (*cycle.default_headers, *headers, *own), closes=not cycle.keep_alive)
         cycle.chunked_encoding = is_chunked
         cycle.expected_content_length = (length or 0) if self._has_body else 0
         cycle.response_started, cycle.waiting_for_100_continue = True, False
@@ -101,3 +92,14 @@ class ClientStream:
         cycle = self._cycle
         while cycle.flow.write_paused and not cycle.disconnected:
             await cycle.flow.drain()
+
+
+def answer_head(status: int, headers: Iterable[tuple[bytes, bytes]], *, closes: bool) -> bytes:
+    """All of an answer that comes before its body. Raises `EngineFailed` for headers that are none."""
+    lines = [STATUS_LINE[status], *[b"%b: %b\r\n" % header for header in headers]]
+    if closes:
+        lines.append(b"connection: close\r\n")
+    head = b"".join(lines)
+    if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines) or b"\0" in head:
+        raise EngineFailed("The engine's answer has a header that is none.")
+    return head + b"\r\n"

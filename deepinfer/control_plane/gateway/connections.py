@@ -12,6 +12,7 @@ from collections import Counter
 from typing import Protocol
 
 from deepinfer.control_plane.openai_errors import TooManyConnections
+from deepinfer.engine_shim.cork import Cork
 from deepinfer.fleet.config import FrontLimits
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class Connections:
 
     def __init__(self, limits: FrontLimits) -> None:
         self.limits = limits
+        self.cork = Cork()
         self._all: dict[Connection, str | None] = {}  # the client as it is counted, or None: it was not let in
         self._of: Counter[str] = Counter()
         self._let_in = 0

@@ -11,10 +11,10 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from deepinfer.control_plane.gateway.asgi import Reply
+from deepinfer.control_plane.gateway.client_connection import ClientConnection
 from deepinfer.control_plane.gateway.error_reply import error_reply
 from deepinfer.control_plane.openai_errors import GatewayEnds
 
@@ -67,7 +67,7 @@ async def _idle(server: ServerState, seconds: float) -> bool:
     return True
 
 
-def _busy(server: ServerState) -> Iterator[HttpToolsProtocol]:
+def _busy(server: ServerState) -> Iterator[ClientConnection]:
     for connection in tuple(server.connections):
-        if isinstance(connection, HttpToolsProtocol) and connection.cycle and not connection.cycle.response_complete:
+        if isinstance(connection, ClientConnection) and connection.is_busy:
             yield connection

@@ -6,12 +6,14 @@ application and the server's own `send`: what a browser must be told goes into t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from deepinfer.control_plane.access.caller import ANONYMOUS, NOBODY, SCOPE_KEY, Caller, require
-from deepinfer.control_plane.access.key_ring import KeyRing
+from deepinfer.control_plane.access.key_ring import KeyRing, digest_shown
 from deepinfer.control_plane.access.web_pages import WebPages, allowing, is_preflight, preflight_headers
-from deepinfer.control_plane.gateway.asgi import App, Headers, Receive, Reply, Scope, Send
+from deepinfer.control_plane.gateway.asgi import App, Receive, Reply, Scope, Send
 from deepinfer.control_plane.gateway.body import model_in_query, request_id
 from deepinfer.control_plane.gateway.error_reply import error_reply
 from deepinfer.control_plane.gateway.permission import READING, wanted_role
@@ -59,6 +61,21 @@ class FrontDoor:
             return  # nothing else is served
         await self._app(scope, receive, send)
 
+    def key_shown(self, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+        """The digest of the key in a request to an engine's own path; b"" where none is required.
+
+        Raises `DeepinferError` for what may not come in, and for what is not that simple: the application tells.
+        """
+        sent = _sent(headers)
+        if b"origin" in sent:
+            raise ForeignOrigin("Its page must be told what it may read.")
+        self._pages.refuse(sent, acts=True)
+        return b"" if self._keys is None else digest_shown(_secret(sent))
+
+    def caller(self, digest: bytes) -> Caller:
+        """Whose key that is, now. Raises as `KeyRing.caller`."""
+        return ANONYMOUS if self._keys is None else self._keys.caller(digest)
+
     def _looked_at(self, scope: Scope, send: Send) -> Reply | None:
         """None: it may go on."""
         try:
@@ -68,7 +85,7 @@ class FrontDoor:
 
     def _admitted(self, scope: Scope, send: Send) -> Reply | None:
         method, path = scope["method"], scope["path"]
-        sent = _sent(scope)
+        sent = _sent(scope["headers"])
         asks_engine = model_in_query(scope["query_string"]) is not None
         self._pages.refuse(sent, acts=asks_engine or method not in READING)
         origin = sent.get(b"origin")
@@ -87,15 +104,14 @@ class FrontDoor:
         role = wanted_role(method, path, asks_engine=asks_engine)
         if role is None:
             return NOBODY
-        caller = self._keys.caller(_secret(sent))
+        caller = self._keys.caller(digest_shown(_secret(sent)))
         require(role, caller)
         return caller
 
 
-def _sent(scope: Scope) -> dict[bytes, bytes]:
+def _sent(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     """The headers that are looked at here; none may come twice, for others might take the other one."""
     sent: dict[bytes, bytes] = {}
-    headers: Headers = scope["headers"]
     for name, value in headers:
         if name in _READ:
             if name in sent:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from deepinfer.control_plane.gateway.client_stream import ClientStream
 from deepinfer.control_plane.gateway.continuation import (

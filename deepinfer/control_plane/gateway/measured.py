@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from deepinfer.control_plane.gateway.asgi import Scope
 from deepinfer.control_plane.gateway.series import ReplicaSeries
-from deepinfer.control_plane.gateway.usage import Tokens, end_of, finished_reason, tokens_told
+from deepinfer.control_plane.gateway.usage import Tokens, Told, end_of, finished_reason, tokens_told
 from deepinfer.control_plane.openai_errors import CLIENT_GONE
 from deepinfer.engine_shim.frames import EngineCall
 
@@ -23,61 +23,31 @@ Failure = Literal["connect", "status", "broken", "timeout"]
 
 
 class Measured:
-    """Counted when its block ends."""
+    """Counted when its block ends, or by `end` where it has none."""
 
-    __slots__ = (
-        "_before",
-        "_counted",
-        "_earlier",
-        "_end",
-        "_failure",
-        "_flying",
-        "_last",
-        "_metrics",
-        "_path",
-        "_spans",
-        "_streams",
-        "_waits",
-        "attempts",
-        "bytes",
-        "finished",
-        "first_seconds",
-        "is_continued",
-        "key_name",
-        "model",
-        "pieces",
-        "queue_seconds",
-        "reason",
-        "replica",
-        "request_id",
-        "scope",
-        "seconds",
-        "started",
-        "status",
-        "tokens",
-    )
+    status = CLIENT_GONE
+    reason = ""  # why it was refused
+    key_name = model = replica = finished = ""
+    attempts = pieces = sent_bytes = 0
+    tokens = Tokens(0, 0)
+    queue_seconds = first_seconds = seconds = 0.0
+    is_continued = False
+    _earlier = _before = _last = b""
+    _told: Told | None = None
+    _failure: Failure = "broken"
+    _flying: ReplicaSeries | None = None
+    _streams = _waits = False
 
     def __init__(self, metrics: Metrics, path: str, request_id: bytes, scope: Scope) -> None:
+        self.started = perf_counter()
         self.request_id = request_id
         self.scope = scope
-        self.status = CLIENT_GONE
-        self.reason = ""  # why it was refused
-        self.key_name = self.model = self.replica = self.finished = ""
-        self.attempts = self.pieces = self.bytes = 0
-        self.tokens = Tokens(0, 0)
-        self.queue_seconds = self.first_seconds = 0.0
-        self.is_continued = False
         self._metrics = metrics
         self._counted = metrics.model("")
         self._path = path
-        self._earlier = self._before = self._last = b""
-        self._failure: Failure = "broken"
-        self._flying: ReplicaSeries | None = None
-        self._streams = self._waits = False
         self._spans = None if metrics.spans is None else metrics.spans.begin(scope, path)
 
     def __enter__(self) -> Measured:
-        self.started = perf_counter()
         return self
 
     def called_by(self, key_name: str) -> None:
@@ -137,10 +107,16 @@ class Measured:
     def streamed(self, piece: bytes) -> None:
         """A piece went to the client; three are kept for what they say of the whole."""
         self.pieces += 1
-        self.bytes += len(piece)
+        self.sent_bytes += len(piece)
         self._earlier = self._before
         self._before = self._last
         self._last = piece
+
+    def answered(self, body: bytes, told: Told | None) -> None:
+        """All of it went to the client at once, and says that of itself, if it was understood."""
+        self.first_seconds = perf_counter() - self.started
+        self.status = 200
+        self.pieces, self.sent_bytes, self._last, self._told = 1, len(body), body, told
 
     def continued(self) -> None:
         """What another replica had begun goes on."""
@@ -152,19 +128,22 @@ class Measured:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.seconds = perf_counter() - self.started
         if isinstance(error, Exception) and self.status == CLIENT_GONE:
             self.status = 500  # which the server says for what nobody foresaw
+        self.end()
+
+    def end(self) -> None:
+        """All of it is over."""
+        self.seconds = perf_counter() - self.started
         self._stop_waiting()
         replica = self._flying
         self._land()
-        self._end = end_of(self._earlier, self._before, self._last)
-        told = tokens_told(self._end)
-        made = max(self.pieces - 1, 0) if self._streams else 0  # one is [DONE]
-        self.tokens = Tokens(0, made) if told is None else told
+        if self._told is None:
+            self._told = self._told_at_its_end()
+        self.tokens = self._told.tokens
         self._count_model()
         if replica is not None:
-            self._count_replica(replica)
+            self._count_replica(replica, self._told)
         if self._metrics.access_log is not None:
             self._metrics.access_log.add(self)
         if self._spans is not None:
@@ -179,7 +158,14 @@ class Measured:
         elif self.status >= 400 and not self.attempts:
             model.rejected[self.reason or str(self.status)] += 1
 
-    def _count_replica(self, replica: ReplicaSeries) -> None:
+    def _told_at_its_end(self) -> Told:
+        end = end_of(self._earlier, self._before, self._last)
+        tokens = tokens_told(end)
+        if tokens is None:
+            tokens = Tokens(0, max(self.pieces - 1, 0) if self._streams else 0)  # one piece is [DONE]
+        return Told(tokens, finished_reason(end))
+
+    def _count_replica(self, replica: ReplicaSeries, told: Told) -> None:
         replica.prompt_tokens += self.tokens.prompt
         replica.generation_tokens += self.tokens.completion
         if self._streams:
@@ -190,7 +176,7 @@ class Measured:
                 replica.between_tokens.observe(mean, gaps)
                 self._counted.token.observe(mean)
         if self.status < 400:
-            self.finished = finished_reason(self._end)
+            self.finished = told.finished
         elif self.status == CLIENT_GONE:
             self.finished = "abort"
         elif self.status >= 500:

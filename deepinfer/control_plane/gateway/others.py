@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from deepinfer.control_plane.gateway.admission import Admission, Asked
 from deepinfer.control_plane.gateway.attempts import Begun

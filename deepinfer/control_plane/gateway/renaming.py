@@ -5,10 +5,10 @@ Only the name changes. What a JSON body says besides is passed on as it was writ
 
 from __future__ import annotations
 
-from dataclasses import replace
 from urllib.parse import parse_qsl, urlencode
 
 import msgspec
+from msgspec.structs import replace
 
 from deepinfer.control_plane.gateway.asgi import Headers
 from deepinfer.control_plane.gateway.body import model_in_query

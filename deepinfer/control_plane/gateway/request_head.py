@@ -14,11 +14,11 @@ from deepinfer.fleet.config import FrontLimits
 
 MOST_HEADERS = 100
 _HOST = re.compile(rb"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
-_LOOKED_AT = frozenset((b"host", b"content-length", b"transfer-encoding", b"content-encoding"))
+_LOOKED_AT = frozenset((b"host", b"transfer-encoding", b"content-encoding"))
 
 
 def check_head(version: str, headers: Sequence[tuple[bytes, bytes]], limits: FrontLimits) -> None:
-    """Raises what is to be told to the client. Header names are lower case."""
+    """Raises what is to be told to the client. Header names are lower case; Content-Length is not among them."""
     if version not in ("1.1", "1.0"):
         raise NotHttp(f"HTTP/{version} is not spoken here; use HTTP/1.1.")
     if len(headers) > MOST_HEADERS:
@@ -29,9 +29,6 @@ def check_head(version: str, headers: Sequence[tuple[bytes, bytes]], limits: Fro
             if name == b"host":
                 hosts += 1
                 _check_host(value)
-            elif name == b"content-length":
-                if int(value) > limits.max_body_bytes:
-                    raise too_large(limits)
             elif name == b"transfer-encoding":
                 _check_transfer(value, version)
             elif value.strip().lower() not in (b"", b"identity"):

@@ -20,6 +20,7 @@ from deepinfer.control_plane.gateway.asgi import App
 from deepinfer.control_plane.gateway.client_connection import ClientConnection
 from deepinfer.control_plane.gateway.connections import Connections
 from deepinfer.control_plane.gateway.drain import Drain
+from deepinfer.control_plane.gateway.shortcut import Shortcut
 from deepinfer.fleet.config import FrontLimits
 from deepinfer.fleet.errors import DeepinferError
 
@@ -46,6 +47,7 @@ class Listening:
     drain: Drain = field(default_factory=Drain)
     limits: FrontLimits = field(default_factory=FrontLimits)
     sharing: Sharing = Sharing.ALONE
+    shortcut: Shortcut | None = None
 
 
 class CannotListen(DeepinferError):
@@ -86,7 +88,7 @@ async def listening(app: App, host: str, port: int, how: Listening | None = None
     how = how or Listening()
     listener = bound(host, port, how.sharing)
     connections = Connections(how.limits)
-    protocol: Any = partial(ClientConnection, connections)  # uvicorn's types want a class
+    protocol: Any = partial(ClientConnection, connections, how.shortcut)  # uvicorn's types want a class
     server = _Server(
         uvicorn.Config(
             app,

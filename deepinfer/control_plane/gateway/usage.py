@@ -1,13 +1,16 @@
-"""What the end of an answer says of itself: how many tokens it took and made, and why it ended. Pure.
+"""What an answer says of itself: how many tokens it took and made, and why it ended. Pure.
 
-Only the last bytes are looked at, once, and nothing is decoded. Text of a model or a client cannot be taken for it: it
-stands in JSON strings, where every quote has a backslash before it.
+Of one that came in pieces only the last bytes are looked at, once, and nothing is decoded. Text of a model or a client
+cannot be taken for it: it stands in JSON strings, where every quote has a backslash before it.
 """
 
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+import msgspec
+from msgspec import Struct
 
 END_BYTES = 64 << 10
 """What stands further from the end than about this is not found."""
@@ -23,6 +26,50 @@ _FINISHED = {"length": "length", "max_tokens": "length", "content_filter": "othe
 class Tokens(NamedTuple):
     prompt: int
     completion: int
+
+
+class Told(Struct, frozen=True):
+    """`finished` in vLLM's words."""
+
+    tokens: Tokens
+    finished: str
+
+
+class _Usage(Struct):
+    """OpenAI's names, and those of its Responses and of Anthropic."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+class _Choice(Struct):
+    finish_reason: str | None = None
+
+
+class _Whole(Struct):
+    usage: _Usage
+    choices: list[_Choice] = []
+    stop_reason: str | None = None
+
+
+_decode: Final = msgspec.json.Decoder(_Whole).decode
+_decode_any: Final = msgspec.json.Decoder(msgspec.Raw).decode
+
+
+def told_by(whole: bytes) -> Told | None:
+    """An answer that is JSON; None if it is of another form. Raises `msgspec.DecodeError` for what is no JSON."""
+    try:
+        answer = _decode(whole)
+    except msgspec.ValidationError:
+        _decode_any(whole)  # what comes after the value of another form may be no JSON
+        return None
+    reason, usage = answer.stop_reason, answer.usage
+    for choice in answer.choices:
+        reason = choice.finish_reason or reason
+    tokens = Tokens(usage.prompt_tokens or usage.input_tokens, usage.completion_tokens or usage.output_tokens)
+    return Told(tokens, "stop" if reason is None else _FINISHED.get(reason, "stop"))
 
 
 def end_of(earlier: bytes, before: bytes, last: bytes) -> bytes:

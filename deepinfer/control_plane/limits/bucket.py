@@ -27,17 +27,25 @@ class Bucket:
 
     def left(self, now: float) -> float:
         if now > self._at:
-            self._held = min(self.most, self._held + (now - self._at) * self.most / WINDOW_SECONDS)
-            self._at = now
+            held = self._held + (now - self._at) * self.most / WINDOW_SECONDS
+            self._held, self._at = held if held < self.most else self.most, now
         return self._held
+
+    def spend(self, units: float, now: float) -> bool:
+        """Take so much if it is there; what is more than a minute's worth needs a full bucket."""
+        left = self.left(now)
+        if left < units and left < self.most:
+            return False
+        self._held = left - units
+        return True
 
     def take(self, units: float, now: float) -> None:
         """Also more than is left; a negative number gives back."""
-        if not units:
-            return
-        self._held = min(self.most, self.left(now) - units)
+        if units:
+            held = self.left(now) - units
+            self._held = held if held < self.most else self.most
 
     def seconds_until(self, units: float, now: float) -> float:
-        """Until so much is left; what is more than a minute's worth needs a full bucket."""
+        """Until it has them."""
         missing = min(units, self.most) - self.left(now)
         return max(0.0, missing * WINDOW_SECONDS / self.most)

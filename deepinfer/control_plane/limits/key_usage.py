@@ -38,21 +38,25 @@ class KeyUsage:
 
     def begin(self, tokens: int, now: float) -> None:
         """A request that may need so many. Raises `RateLimited`; then nothing was taken."""
-        self._refuse(self._requests, 1, "requests", now)
-        self._refuse(self._tokens, tokens, "tokens", now)
-        most, running = self._limits.concurrent_streams, self._running
-        if most is not None and running >= most:
+        most, requests, held = self._limits.concurrent_streams, self._requests, self._tokens
+        if most is not None and (running := self._running) >= most:
             raise RateLimited(f"Of this key's requests {running} run, and {most} may at once; wait for one to end.", 1)
+        if requests is not None and not requests.spend(1, now):
+            raise _refusal(requests, 1, "requests", now)
+        if held is not None and not held.spend(tokens, now):
+            if requests is not None:
+                requests.take(-1, now)
+            raise _refusal(held, tokens, "tokens", now)
         self._began += 1
         self._run += 1
         self._used += tokens
-        self.charge(1, tokens, now)
 
     def end(self, more_tokens: int, now: float) -> None:
         """It has ended; `more_tokens` than foreseen, or fewer."""
         self._run -= 1
         self._used += more_tokens
-        self.charge(0, more_tokens, now)
+        if self._tokens is not None:
+            self._tokens.take(more_tokens, now)
 
     def runs_elsewhere(self, gateway: str, streams: int) -> None:
         self._elsewhere[gateway] = streams
@@ -82,17 +86,15 @@ class KeyUsage:
 
     @property
     def _running(self) -> int:
-        return self._run + sum(self._elsewhere.values())
+        return self._run + sum(self._elsewhere.values()) if self._elsewhere else self._run
 
-    def _refuse(self, bucket: Bucket | None, units: int, what: str, now: float) -> None:
-        if bucket is None:
-            return
-        seconds = math.ceil(bucket.seconds_until(units, now))
-        if seconds:
-            left, most = max(0, int(bucket.left(now))), int(bucket.most)
-            needs = f", and this request may need {units}" if what == "tokens" else ""
-            told = f"This key may have {most} {what} a minute; {left} are left{needs}. Try again in {seconds} s."
-            raise RateLimited(told, seconds)
+
+def _refusal(bucket: Bucket, units: int, what: str, now: float) -> RateLimited:
+    seconds = max(1, math.ceil(bucket.seconds_until(units, now)))
+    left, most = max(0, int(bucket.left(now))), int(bucket.most)
+    needs = f", and this request may need {units}" if what == "tokens" else ""
+    told = f"This key may have {most} {what} a minute; {left} are left{needs}. Try again in {seconds} s."
+    return RateLimited(told, seconds)
 
 
 def _bucket(most: int | None, known: Bucket | None, now: float) -> Bucket | None:

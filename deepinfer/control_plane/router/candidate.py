@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
+from msgspec import Struct
+
 from deepinfer.control_plane.router.health import Standing
 from deepinfer.engine_shim.token_engine import EngineLoad
 
@@ -44,8 +46,7 @@ class Seen(Protocol):
 S = TypeVar("S", bound=Seen)
 
 
-@dataclass(frozen=True, slots=True)
-class RoutedRequest:
+class RoutedRequest(Struct, frozen=True):
     """What a choice may depend on besides the candidates."""
 
     model: str

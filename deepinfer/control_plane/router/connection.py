@@ -88,7 +88,7 @@ class Connection:
 
     @property
     def standing(self) -> Standing:
-        return self.health.standing(self.now()) if self.health.is_doubted else Standing.TRUSTED
+        return self.health.standing(self.now()) if self.health.until else Standing.TRUSTED
 
     def has_room(self, work: float, now: float) -> bool:
         """Whether so much more would run there soon, instead of waiting."""
@@ -101,7 +101,7 @@ class Connection:
         self.last_used = turn
         self._idle.clear()
         self._capacity.sent(work, now)
-        if self.health.is_doubted:
+        if self.health.until:
             self.health.asked(now)
         return Loan(self, self._client, self.route, work)
 

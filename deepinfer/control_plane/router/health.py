@@ -33,25 +33,20 @@ class Standing(IntEnum):
 class Health:
     """Of one engine, as one gateway has seen it. Seconds are of any clock that never goes back."""
 
-    __slots__ = ("_failures", "_lasts", "_probing", "_returned", "_until", "ejections")
+    __slots__ = ("_failures", "_lasts", "_probing", "_returned", "ejections", "until")
 
     def __init__(self) -> None:
         self.ejections = 0  # in all
         self._failures = 0  # in a row
         self._lasts = FIRST_SECONDS  # the next ejection
-        self._until = 0.0  # 0: not ejected
+        self.until = 0.0  # when its ejection ends, or ended if nobody has tried it since; 0: it is trusted
         self._probing = False
         self._returned = 0.0
 
     def standing(self, now: float) -> Standing:
-        if not self._until:
+        if not self.until:
             return Standing.TRUSTED
-        return Standing.EJECTED if self._probing or now < self._until else Standing.PROBE
-
-    @property
-    def is_doubted(self) -> bool:
-        """Ejected, or to be probed."""
-        return self._until > 0.0
+        return Standing.EJECTED if self._probing or now < self.until else Standing.PROBE
 
     def asked(self, now: float) -> None:
         """A request goes there."""
@@ -61,19 +56,19 @@ class Health:
     def began(self, now: float) -> None:
         """To answer: it is back, and on trial."""
         if self._probing:
-            self._until, self._probing, self._returned = 0.0, False, now
+            self.until, self._probing, self._returned = 0.0, False, now
             self._failures = FAILURES - 1
 
     def answered(self, now: float) -> None:
         """All of it came."""
         self._failures = 0
-        if not self._until and now - self._returned > FORGIVEN_SECONDS:
+        if not self.until and now - self._returned > FORGIVEN_SECONDS:
             self._lasts = FIRST_SECONDS
 
     def failed(self, now: float) -> bool:
         """Whether that ejects it."""
         self._failures += 1
-        if self._until and not self._probing:
+        if self.until and not self._probing:
             return False  # of a request that it had before
         if not self._probing and self._failures < FAILURES:
             return False
@@ -91,7 +86,7 @@ class Health:
     def eject(self, now: float) -> None:
         self.ejections += 1
         self._failures, self._probing = 0, False
-        self._until = now + self._lasts
+        self.until = now + self._lasts
         self._lasts = min(LONGEST_SECONDS, 2 * self._lasts)
 
 
