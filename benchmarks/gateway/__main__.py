@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from benchmarks.fleet.until import RunEnded, say
+from benchmarks.gateway.chat import TURNS
 from benchmarks.gateway.cores import divided
 from benchmarks.gateway.deepinfer_serve import deepinfer
 from benchmarks.gateway.dynamo import dynamo
@@ -96,7 +97,7 @@ def run(given: argparse.Namespace) -> None:
         programs = compiled(home)
         with two_engines(programs.engine, home, cores.others) as engines:
             site = Site(home, given.cache.absolute(), cores, engines)
-            bench = Bench(Load(programs.load, home, cores.others), engines, given.seconds)
+            bench = Bench(Load(programs.load, home, cores.others), engines, given.seconds, given.turns)
             print(measure(given.peers, given.rounds, bench, site), flush=True)
 
 
@@ -111,6 +112,7 @@ def _given() -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, default=cache, help="where peers are installed, once")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each load")
+    parser.add_argument("--turns", type=int, default=TURNS, help="that a chat has had: 0 for one of 400 bytes")
     parser.add_argument("--quick", action="store_true", help="one round of half a second for each load")
     given = parser.parse_args()
     given.peers = [] if given.peers == "none" else given.peers.split(",")

@@ -70,11 +70,12 @@ class Bench:
     load: Load
     engines: Engines
     seconds: float  # of each load
+    turns: int  # of the chat, before the one that is asked
 
     def measured(self, gateway: Gateway) -> Measured:
         """Raises `CannotRun` for one that does not answer."""
-        whole = chat(MODEL, gateway.token, stream=False, tokens=_WHOLE_TOKENS)
-        stream = chat(MODEL, gateway.token, stream=True, tokens=CHUNKS)
+        whole = chat(MODEL, gateway.token, stream=False, tokens=_WHOLE_TOKENS, turns=self.turns)
+        stream = chat(MODEL, gateway.token, stream=True, tokens=CHUNKS, turns=self.turns)
         for request in (whole, stream):
             self.load.asks(gateway.port, request, CONNECTIONS, _WARM_SECONDS)
         first = self.load.asks(gateway.port, stream, 1, self.seconds / 2)
