@@ -22,6 +22,7 @@ from msgspec import Struct
 from deepinfer.control_plane.gateway.asgi import Headers, Receive, Scope
 from deepinfer.control_plane.gateway.body_rules import check_said
 from deepinfer.control_plane.gateway.multipart import is_form, model_in_form
+from deepinfer.control_plane.gateway.plain_chat import plain_chat
 from deepinfer.engine_shim.frames import HOP_BY_HOP, EngineCall
 from deepinfer.fleet.errors import InvalidRequest
 
@@ -55,6 +56,7 @@ class Wishes(Struct, frozen=True):
 
 NO_WISHES = Wishes()
 _decoder = msgspec.json.Decoder(dict[str, Any])
+_JSON: Final = b"application/json"
 _NO_JSON = (b"audio/", b"image/", b"video/", b"application/octet-stream")
 
 
@@ -104,6 +106,10 @@ async def read_request(scope: Scope, receive: Receive, request_id: bytes, domain
 
 def json_request(scope: Scope, sent: Sent, body: bytes, request_id: bytes, domains: frozenset[str]) -> ModelRequest:
     """The same of a body that is there, not larger than `LARGE` and no form. Raises `InvalidRequest`."""
+    chat = plain_chat(body)
+    if chat is not None and not scope["query_string"]:
+        wishes = Wishes(chat.max_tokens or chat.max_completion_tokens, chat.n)
+        return ModelRequest(chat.model, _call(scope, sent, body, request_id, _JSON), wishes, sent.patience)
     return _json_request(scope, sent, body, read_json(body, domains), request_id)
 
 
@@ -181,7 +187,7 @@ def _json_request(scope: Scope, sent: Sent, body: bytes, fields: dict[str, Any],
     if wishes.priority is not None:
         body = _without_priority(body)
     # It was seen to be JSON; an engine may insist on being told so.
-    return ModelRequest(model, _call(scope, sent, body, request_id, b"application/json"), wishes, sent.patience)
+    return ModelRequest(model, _call(scope, sent, body, request_id, _JSON), wishes, sent.patience)
 
 
 def _call(scope: Scope, sent: Sent, body: bytes, request_id: bytes, content_type: bytes) -> EngineCall:

@@ -81,7 +81,7 @@ def _look(value: Any, where: _Where, depth: int, allowed: frozenset[str] | None)
         raise InvalidRequest(f"The body's JSON is nested too deeply; use at most {MOST_NESTED} levels.")
     if type(value) is list:
         for index, inner in enumerate(value):
-            if type(inner) in _HOLDERS and not (depth < MOST_NESTED and type(inner) is dict and _is_plain(inner)):
+            if type(inner) in _HOLDERS:
                 _look(inner, (where, index), depth + 1, allowed)
         return
     if allowed is not None and not _LOOKED_AT.isdisjoint(value):
@@ -91,11 +91,6 @@ def _look(value: Any, where: _Where, depth: int, allowed: frozenset[str] | None)
         if type(inner) in _HOLDERS:
             free = (where is None and name in _ANY_WORDS) or (name == "input" and value.get("type") in _TOOL_CALLS)
             _look(inner, (where, name), depth + 1, None if free else allowed)
-
-
-def _is_plain(value: dict[str, Any]) -> bool:
-    """As nearly every message is."""
-    return _LOOKED_AT.isdisjoint(value) and _HOLDERS.isdisjoint(map(type, value.values()))
 
 
 def _check_field(parent: dict[str, Any], name: str, where: _Where, allowed: frozenset[str]) -> None:

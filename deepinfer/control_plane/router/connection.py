@@ -97,9 +97,10 @@ class Connection:
     def lend(self, turn: int, work: float) -> Loan:
         """For one request, in flight until it is given back."""
         now, work = self.now(), self._capacity.at_most(work)
+        if not self.in_flight:
+            self._idle.clear()
         self.in_flight += 1
         self.last_used = turn
-        self._idle.clear()
         self._capacity.sent(work, now)
         if self.health.until:
             self.health.asked(now)
