@@ -52,6 +52,7 @@ def test_the_end_of_an_answer(pieces: tuple[bytes, bytes, bytes], tokens: Tokens
         (b'{"usage":{},"choices":[{"finish_reason":"length"},{"finish_reason":null}]}', Told(Tokens(0, 0), "length")),
         (b'{"tokens":[1],"usage":null}', None),
         (b'{"usage":{"prompt_tokens":"six"}}', None),
+        (b'{"usage":{},"stop_reason":"\xff"}', None),
         (FORGED, None),
         (b"[1]", None),
     ],

@@ -78,6 +78,8 @@ async def test_what_runs_ends_and_what_is_new_is_refused() -> None:
         refused = await client.post(CHAT, json=BODY)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "gateway_ends")
         assert int(refused.headers["retry-after"]) > 0 and refused.headers["connection"] == "close"
+        anthropics = await probe.post("/v1/messages", json=BODY)
+        assert (anthropics.status_code, anthropics.json()["error"]["type"]) == (503, "overloaded_error")
         with pytest.raises(httpx.ConnectError):
             await client.get("/health")  # over a new connection: nobody listens any more
         assert not gateway.ended.done()

@@ -64,7 +64,7 @@ class Gateway:
         if scope["type"] != "http":
             await self._management(scope, receive, send)
         elif self._drain.begun and scope["path"] not in WHILE_IT_ENDS:
-            await self._drain.refusal().send(send)
+            await self._drain.refusal(scope["path"]).send(send)
         elif self._is_relayed(scope):
             await self.relay(scope, receive, send)
         elif (page := self._page(scope["path"])) is not None:

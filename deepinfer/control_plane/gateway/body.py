@@ -105,9 +105,9 @@ async def read_request(scope: Scope, receive: Receive, request_id: bytes, domain
 
 
 def json_request(scope: Scope, sent: Sent, body: bytes, request_id: bytes, domains: frozenset[str]) -> ModelRequest:
-    """The same of a body that is there, not larger than `LARGE` and no form. Raises `InvalidRequest`."""
+    """The same of a body that is there, not larger than `LARGE` and no form, without a query. `InvalidRequest`."""
     chat = plain_chat(body)
-    if chat is not None and not scope["query_string"]:
+    if chat is not None:
         wishes = Wishes(chat.max_tokens or chat.max_completion_tokens, chat.n)
         return ModelRequest(chat.model, _call(scope, sent, body, request_id, _JSON), wishes, sent.patience)
     return _json_request(scope, sent, body, read_json(body, domains), request_id)

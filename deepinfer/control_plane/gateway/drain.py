@@ -36,9 +36,9 @@ class Drain:
         self._seconds = seconds
         self._cut_off = cut_off
 
-    def refusal(self) -> Reply:
+    def refusal(self, path: str) -> Reply:
         """Of a request that came too late."""
-        return error_reply(GatewayEnds(), ((b"connection", b"close"),))
+        return error_reply(GatewayEnds(), ((b"connection", b"close"),), path)
 
     async def through(self, server: ServerState) -> None:
         """Returns when no request runs."""

@@ -81,7 +81,7 @@ class FrontDoor:
         try:
             return self._admitted(scope, send)
         except DeepinferError as error:
-            return error_reply(error, ((b"x-request-id", request_id(scope)),))
+            return error_reply(error, ((b"x-request-id", request_id(scope)),), scope["path"])
 
     def _admitted(self, scope: Scope, send: Send) -> Reply | None:
         method, path = scope["method"], scope["path"]

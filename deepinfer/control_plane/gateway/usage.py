@@ -62,7 +62,7 @@ def told_by(whole: bytes) -> Told | None:
     """An answer that is JSON; None if it is of another form. Raises `msgspec.DecodeError` for what is no JSON."""
     try:
         answer = _decode(whole)
-    except msgspec.ValidationError:
+    except (msgspec.ValidationError, UnicodeDecodeError):
         _decode_any(whole)  # what comes after the value of another form may be no JSON
         return None
     reason, usage = answer.stop_reason, answer.usage
