@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from deepinfer.control_plane.access.key_ring import KeyRing
+from deepinfer.control_plane.access.key_ring import KeyRing, digest_shown
 from deepinfer.fleet import keys
 from deepinfer.fleet.api_key import ApiKey, digest_of
 from deepinfer.fleet.store import EtcdStore
@@ -52,7 +52,7 @@ async def test_a_key_is_made_shown_changed_and_revoked_and_its_secret_told_once(
 
     ring = KeyRing(ADMIN_TOKEN)
     ring.update((await store.view()).fleet)
-    limits = ring.caller(secret.encode()).limits
+    limits = ring.caller(digest_shown(secret.encode())).limits
     assert limits is not None and limits.concurrent_streams == 2
     assert (await api.delete(f"{PATH}/{key_id}")).json() == {"id": key_id, "revoked": True}
     assert not (await store.read(keys.API_KEYS)).entries

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from datetime import datetime
 from hashlib import sha256
 from math import inf
-from typing import NamedTuple
+from typing import NamedTuple, NewType
 
 from deepinfer.control_plane.access.caller import LOCAL_ADMIN, Caller, caller_with
 from deepinfer.control_plane.openai_errors import InvalidApiKey
@@ -22,6 +22,9 @@ from deepinfer.fleet.errors import StoreUnavailable
 from deepinfer.fleet.snapshot import Snapshot
 
 _LONGEST_SECRET = 256
+
+Digest = NewType("Digest", bytes)
+"""Of a secret, and never the secret itself."""
 
 
 class _Known(NamedTuple):
@@ -44,7 +47,7 @@ class KeyRing:
             self._keys = fleet.api_keys
             self._known = {known.digest: known for known in (*map(_known, self._keys), self._own)}
 
-    def caller(self, digest: bytes) -> Caller:
+    def caller(self, digest: Digest) -> Caller:
         """Of a secret. Raises `InvalidApiKey`, and `StoreUnavailable` before the store was read."""
         if self._keys is None:
             raise StoreUnavailable("serve has not read its API keys yet; its log says why. Try again soon.")
@@ -56,9 +59,9 @@ class KeyRing:
         return known.caller
 
 
-def digest_shown(secret: bytes) -> bytes:
+def digest_shown(secret: bytes) -> Digest:
     """By which a key is known."""
-    return sha256(secret[:_LONGEST_SECRET]).digest()
+    return Digest(sha256(secret[:_LONGEST_SECRET]).digest())
 
 
 def _known(key: ApiKey) -> _Known:

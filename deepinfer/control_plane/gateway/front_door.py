@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from deepinfer.control_plane.access.caller import ANONYMOUS, NOBODY, SCOPE_KEY, Caller, require
-from deepinfer.control_plane.access.key_ring import KeyRing, digest_shown
+from deepinfer.control_plane.access.key_ring import Digest, KeyRing, digest_shown
 from deepinfer.control_plane.access.web_pages import WebPages, allowing, is_preflight, preflight_headers
 from deepinfer.control_plane.gateway.asgi import App, Receive, Reply, Scope, Send
 from deepinfer.control_plane.gateway.body import model_in_query, request_id
@@ -61,7 +61,7 @@ class FrontDoor:
             return  # nothing else is served
         await self._app(scope, receive, send)
 
-    def key_shown(self, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    def key_shown(self, headers: Iterable[tuple[bytes, bytes]]) -> Digest:
         """The digest of the key in a request to an engine's own path; b"" where none is required.
 
         Raises `DeepinferError` for what may not come in, and for what is not that simple: the application tells.
@@ -70,9 +70,9 @@ class FrontDoor:
         if b"origin" in sent:
             raise ForeignOrigin("Its page must be told what it may read.")
         self._pages.refuse(sent, acts=True)
-        return b"" if self._keys is None else digest_shown(_secret(sent))
+        return Digest(b"") if self._keys is None else digest_shown(_secret(sent))
 
-    def caller(self, digest: bytes) -> Caller:
+    def caller(self, digest: Digest) -> Caller:
         """Whose key that is, now. Raises as `KeyRing.caller`."""
         return ANONYMOUS if self._keys is None else self._keys.caller(digest)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from deepinfer.control_plane.access.key_ring import Digest
 from deepinfer.control_plane.gateway.body import Sent
 
 
@@ -11,6 +12,6 @@ class KnownHead(Struct, frozen=True):
     """Of a request that may go past the application if its key may, and its body."""
 
     headers: list[tuple[bytes, bytes]]  # all but Content-Length
-    key: bytes  # its digest; b"": none is required
+    key: Digest  # b"": none is required
     sent: Sent
     request_id: bytes  # the client's own, or b""
