@@ -136,11 +136,13 @@ class Answer:
             case Failure(_, message):
                 self.fail(message)
 
-    def take_whole(self, head: Head, body: bytes) -> None:
-        """All of it has come at once."""
-        self.status, self.headers = head.status, head.headers
+    def take_rest(self, head: Head | None, body: bytes) -> None:
+        """All that was still to come, at once; the head too, if it was not there."""
+        if self._ended:
+            return
+        if head is not None and not self.status:
+            self.status, self.headers = head.status, head.headers
         if body:
-            self._not_granted += len(body)
             self._write(body)
         self._ended = True
         self._wake()

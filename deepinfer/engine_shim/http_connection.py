@@ -13,7 +13,7 @@ from typing import Final, cast
 from deepinfer.engine_shim.answer import Answer
 from deepinfer.engine_shim.cork import Cork
 from deepinfer.engine_shim.dead_peers import notice_dead_peer
-from deepinfer.engine_shim.frames import WINDOW_BYTES, End, EngineCall, Headers
+from deepinfer.engine_shim.frames import WINDOW_BYTES, EngineCall, Headers
 from deepinfer.engine_shim.http_wire import AnswerReader, request_head
 from deepinfer.engine_shim.upstream import failed
 
@@ -69,15 +69,15 @@ class HttpConnection(asyncio.Protocol):
         self._heard = True
         reader = self._reader
         body = reader.read(data)
-        if reader.over and not answer.status and reader.head is not None and not reader.fault:
+        if reader.over and not reader.fault:
             self._finish(answer, body)
             return
         if not answer.status and reader.head is not None:
             answer.take(reader.head)
         if body:
             answer.add(body)
-        if reader.over:
-            self._finish(answer)
+        if reader.fault:
+            self._fail(reader.fault)
         elif body:
             self._not_granted += len(body)
             if self._not_granted >= WINDOW_BYTES:
@@ -97,17 +97,10 @@ class HttpConnection(asyncio.Protocol):
         if answer is not None:
             answer.fail(message)
 
-    def _finish(self, answer: Answer, all_of_it: bytes = b"") -> None:
-        """`all_of_it` where nothing of the answer came before."""
+    def _finish(self, answer: Answer, rest: bytes) -> None:
         reader = self._reader
-        if reader.fault:
-            self._fail(reader.fault)
-            return
         self._answer = None
-        if answer.status or reader.head is None:
-            answer.take(End(0))
-        else:
-            answer.take_whole(reader.head, all_of_it)
+        answer.take_rest(reader.head, rest)
         # A server may answer without having read all of the request. What is left of it would begin the next one.
         if reader.keeps_alive and not self._transport.get_write_buffer_size():
             self._freed(self)
@@ -120,7 +113,7 @@ class HttpConnection(asyncio.Protocol):
             self._end()
         elif error is None and self._reader.is_whole_at_end():
             self._end()
-            answer.take(End(0))
+            answer.take_rest(None, b"")
         else:
             answer.is_unseen = not self._heard and (error is None or isinstance(error, ConnectionError))
             when = "in the middle of its answer" if answer.status else "before it answered"

@@ -170,7 +170,7 @@ def _without_priority(body: bytes) -> bytes:
 
 
 async def _read_body(receive: Receive) -> bytes:
-    """The server limits its size, and how long it may take (client_connection.py)."""
+    """The server limits its size, and how long it may take (limited_connection.py)."""
     pieces: list[bytes] = []
     while True:
         message = await receive()

@@ -145,10 +145,9 @@ class ClientConnection(LimitedConnection):
         """All of an exchange's answer, with a 200. Raises `EngineFailed` for headers that are none; nothing is sent."""
         own = (*self.server_state.default_headers, *headers)
         data = answer_head(200, own, closes=not self.stays) + body
-        if self.stays:
-            self.cork.write(self.transport, data)
-        else:
-            self.transport.write(data)
+        self.cork.write(self.transport, data)
+        if not self.stays:
+            self.cork.flush()
             self.transport.close()
         self.on_response_complete()
 
@@ -184,7 +183,9 @@ class ClientConnection(LimitedConnection):
             self.without_parser()
             return None
         plain = version == "1.1" and self.stays and not self.expect_100_continue
-        return self._shortcut.read(self.headers.copy()) if plain and self._shortcut is not None else None
+        if self._shortcut is None or not plain or self.url not in _PATHS:
+            return None
+        return self._shortcut.read(self.headers.copy())
 
     def _may_be_exchange(self, known: KnownHead, length: bytes | None) -> bool:
         if length is None or int(length) > LARGE or self.url not in _PATHS or self.scope["method"] != "POST":

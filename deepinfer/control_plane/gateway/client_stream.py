@@ -1,7 +1,7 @@
 """An answer on its way to its client, past the server's own `send`: what is ready together leaves in one write.
 
 A piece goes into the connection's buffer at once, with no task and no coroutine for it; `drained` holds back what fills
-the buffer. A client that takes nothing of it is cut off in time (client_connection.py).
+the buffer. A client that takes nothing of it is cut off in time (limited_connection.py).
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ async def first_bytes(answer: Answer, kind: bytes) -> bytes:
     while len(first) < HELD_BYTES:
         piece = await anext(answer, None)
         if piece is None:
-            check_json(first)
+            _check(first)
             break
         first += piece
     return first
@@ -45,10 +45,10 @@ def check_first_event(first: bytes) -> None:
         raise EngineFailed("The engine's stream does not begin with an event.")
     line, end, _ = begun.partition(b"\n")
     if end and line.startswith((b"data: {", b"data:{")):
-        check_json(line.partition(b":")[2])
+        _check(line.partition(b":")[2])
 
 
-def check_json(text: bytes) -> None:
+def _check(text: bytes) -> None:
     """Raises `EngineFailed`."""
     try:
         _checked.decode(text)

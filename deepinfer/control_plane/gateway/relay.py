@@ -5,7 +5,7 @@ tried (`attempts.py`), and if there is none the client gets a clean error. After
 hang-up cancels in the engine; a slow client slows its own stream only.
 
 Most requests have a small whole body, a replica with room and a small whole answer: they are an `Exchange`, and a task
-serves the others, from their begin or from where they stop being so (`go_on`).
+serves the others, from their begin or from where they stop being so (`going_on`).
 """
 
 from __future__ import annotations
@@ -77,8 +77,7 @@ class Relay:
         our_id, bill = head.request_id or new_id(), Bill()
         try:
             request = json_request(scope, head.sent, body, our_id, self._media_domains)
-            if caller.models:
-                refuse_other_models(caller, request.model, request.call)
+            refuse_other_models(caller, request.model, request.call)
             if not self._replicas.knows(request.model):
                 return None
             asked = self._asked(request, caller)
@@ -193,14 +192,13 @@ class Relay:
         if caller.limits is not None:
             now = self.now()
             bill.charge(self._ledger.usage(caller.id, caller.limits, now), int(asked.work), now)
-            if not self._ledger.changed.is_set():
-                self._ledger.changed.set()
+            self._ledger.changed.set()
 
     def _drain(self, model: str) -> DrainRate:
         return self._admission.traffic(model).drain
 
     def _settle(self, measured: Measured, bill: Bill) -> None:
-        if bill.settle(measured.tokens, self.now()) and not self._ledger.changed.is_set():
+        if bill.settle(measured.tokens, self.now()):
             self._ledger.changed.set()
 
 

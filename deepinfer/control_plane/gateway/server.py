@@ -1,6 +1,6 @@
 """The HTTP server, as a block: listening when it begins, and when it ends, running requests have had time to finish.
 
-Signals are the process's business, not this server's. What one connection may cost is in client_connection.py.
+Signals are the process's business, not this server's. What one connection may cost is in limited_connection.py.
 """
 
 from __future__ import annotations
