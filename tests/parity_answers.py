@@ -64,7 +64,8 @@ def told(events: list[Any]) -> dict[str, Any]:
     """What a stream says, however it was cut: tokens that wait for the reader share an event.
 
     The events of several choices may be mixed in any way; each choice's own order counts. The usage so far that an
-    unfinished choice tells counts tokens up to a cut: that it is told is seen in the shapes.
+    unfinished choice tells counts tokens up to a cut: that it is told is seen in the shapes. The last event may carry a
+    piece of the text too: which one is a matter of the cut.
     """
     events = sorted(events, key=_choice)
     texts: dict[str, str] = {}
@@ -72,15 +73,15 @@ def told(events: list[Any]) -> dict[str, Any]:
     for event in events:
         data = event["data"]
         _collect({**data, "usage": None} if _unfinished(data) else data, texts, ends)
-    return {"shapes": shape(events), "texts": texts, "ends": ends, "last": without_own(events[-1])}
+    return {"shapes": shape(events), "texts": texts, "ends": ends, "last": without_own(events[-1], OWN | TEXTS)}
 
 
-def without_own(value: Any) -> Any:
+def without_own(value: Any, own: frozenset[str] = OWN) -> Any:
     """The same with the servers' own values replaced by their types."""
     if isinstance(value, dict):
-        return {key: shape(part) if key in OWN else without_own(part) for key, part in value.items()}
+        return {key: shape(part) if key in own else without_own(part, own) for key, part in value.items()}
     if isinstance(value, list):
-        return [without_own(part) for part in value]
+        return [without_own(part, own) for part in value]
     return round(value, 4) if isinstance(value, float) else value
 
 

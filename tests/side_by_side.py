@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -14,6 +14,8 @@ from tests.parity_asks import Ask
 Server = Callable[[Ask], Answer]
 Answers = tuple[Answer, Answer]
 
+T = TypeVar("T")
+
 
 def both_answers(request: Ask, one: Server, other: Server) -> Answers:
     """Each has only this request to answer."""
@@ -22,14 +24,24 @@ def both_answers(request: Ask, one: Server, other: Server) -> Answers:
     return asked[0].result(), asked[1].result()
 
 
-def until_alike(answers: Callable[[], Answers], tries: int) -> Answers:
-    """Of a stream. A server that had no CPU for a while puts much of a short answer into one event, and its shapes are
-    then not to be seen: streams that differ are asked for again."""
+def both_say(request: Ask, answers: Callable[[Ask], Answers]) -> tuple[Any, Any]:
+    """What the two answers must agree in; the status is the first part of each."""
+
+    def comparables() -> tuple[Any, Any]:
+        one, other = answers(request)
+        return one.comparable(), other.comparable()
+
+    return until_alike(comparables) if request.body.get("stream") else comparables()
+
+
+def until_alike(told: Callable[[], tuple[T, T]], tries: int = 4) -> tuple[T, T]:
+    """Of streams, what both tell. A server that had no CPU for a while puts much of a short answer into one event, and
+    its shapes are then not to be seen: streams that differ are asked for again."""
     for _ in range(tries - 1):
-        one, other = answers()
-        if one.comparable() == other.comparable():
+        one, other = told()
+        if one == other:
             return one, other
-    return answers()
+    return told()
 
 
 def named(requests: Iterable[Ask]) -> list[Any]:
