@@ -73,15 +73,15 @@ def told(events: list[Any]) -> dict[str, Any]:
     for event in events:
         data = event["data"]
         _collect({**data, "usage": None} if _unfinished(data) else data, texts, ends)
-    return {"shapes": shape(events), "texts": texts, "ends": ends, "last": without_own(events[-1], OWN | TEXTS)}
+    return {"shapes": shape(events), "texts": texts, "ends": ends, "last": without_own(_without_texts(events[-1]))}
 
 
-def without_own(value: Any, own: frozenset[str] = OWN) -> Any:
+def without_own(value: Any) -> Any:
     """The same with the servers' own values replaced by their types."""
     if isinstance(value, dict):
-        return {key: shape(part) if key in own else without_own(part, own) for key, part in value.items()}
+        return {key: shape(part) if key in OWN else without_own(part) for key, part in value.items()}
     if isinstance(value, list):
-        return [without_own(part, own) for part in value]
+        return [without_own(part) for part in value]
     return round(value, 4) if isinstance(value, float) else value
 
 
@@ -115,6 +115,17 @@ def _choice(event: dict[str, Any]) -> float:
     return choices[0]["index"] if choices else math.inf
 
 
+def _without_texts(value: Any) -> Any:
+    """The same with the pieces that `_collect` puts together replaced by their types."""
+    if isinstance(value, dict):
+        return {key: shape(part) if _is_text(key, part) else _without_texts(part) for key, part in value.items()}
+    return [_without_texts(part) for part in value] if isinstance(value, list) else value
+
+
+def _is_text(key: str, part: Any) -> bool:
+    return key in TEXTS and isinstance(part, str)
+
+
 def _unfinished(data: Any) -> bool:
     choices = data.get("choices") if isinstance(data, dict) else None
     return choices[0].get("finish_reason") is None if choices else False
@@ -129,7 +140,7 @@ def _collect(value: Any, texts: dict[str, str], ends: list[Any]) -> None:
     for key, part in value.items():
         if key in ENDS and part is not None:
             ends.append((key, without_own(part)))
-        if key in TEXTS and isinstance(part, str):
+        if _is_text(key, part):
             place = f"{value.get('index', '')} {key}"
             texts[place] = texts.get(place, "") + part
         else:

@@ -24,17 +24,17 @@ def both_answers(request: Ask, one: Server, other: Server) -> Answers:
     return asked[0].result(), asked[1].result()
 
 
-def both_say(request: Ask, answers: Callable[[Ask], Answers]) -> tuple[Any, Any]:
-    """What the two answers must agree in; the status is the first part of each."""
+def both_say(request: Ask, answers: Callable[[Ask], Answers], tries: int) -> tuple[Any, Any]:
+    """What the two answers must agree in; the status is the first part of each. `tries`: of a stream."""
 
     def comparables() -> tuple[Any, Any]:
         one, other = answers(request)
         return one.comparable(), other.comparable()
 
-    return until_alike(comparables) if request.body.get("stream") else comparables()
+    return until_alike(comparables, tries) if request.body.get("stream") else comparables()
 
 
-def until_alike(told: Callable[[], tuple[T, T]], tries: int = 4) -> tuple[T, T]:
+def until_alike(told: Callable[[], tuple[T, T]], tries: int) -> tuple[T, T]:
     """Of streams, what both tell. A server that had no CPU for a while puts much of a short answer into one event, and
     its shapes are then not to be seen: streams that differ are asked for again."""
     for _ in range(tries - 1):
