@@ -12,11 +12,14 @@ import pytest
 from deepinfer.engine_shim.engines.vllm.kv_subscription import follow
 from deepinfer.engine_shim.kv_contents import BlockKey, KvContents
 
+GRAIN = 4
+"""Tokens of a block."""
+
 
 @asynccontextmanager
 async def following(folder: Path) -> AsyncIterator[KvContents]:
     contents = KvContents(1)
-    task = asyncio.create_task(follow(folder, contents))
+    task = asyncio.create_task(follow(folder, contents, GRAIN))
     try:
         yield contents
     finally:
@@ -41,4 +44,4 @@ async def until(contents: KvContents, condition: Callable[[], bool]) -> None:
 
 
 def keys(contents: KvContents) -> set[BlockKey]:
-    return {block.key for block in contents.snapshot()}
+    return set(contents)

@@ -43,16 +43,22 @@ class SimProcess:
 
 @asynccontextmanager
 async def sim_process(
-    folder: Path, replica: int = 0, *, stall_seconds: float = 10.0, **engine_args: Any
+    folder: Path,
+    replica: int = 0,
+    *,
+    deployment: str = "chat",
+    model: Path | None = None,
+    stall_seconds: float = 10.0,
+    **engine_args: Any,
 ) -> AsyncIterator[SimProcess]:
-    """Ready, as replica `replica` of "chat"."""
+    """Ready, as a replica of a deployment of "org/model". Without a model folder its tokens are bytes."""
     socket = folder / f"{replica}.sock"
     launch = EngineLaunch(
-        placement=f"chat-aaaaa-{replica}",
+        placement=f"{deployment}-aaaaa-{replica}",
         epoch=1,
         engine=EngineKind.SIM,
-        served_names=("chat", "org/model"),
-        model_path=None,
+        served_names=(deployment, "org/model"),
+        model_path=model,
         device="cpu",
         engine_args=engine_args,
         stall_seconds=stall_seconds,

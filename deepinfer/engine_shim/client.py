@@ -20,6 +20,7 @@ from deepinfer.engine_shim.answer import Answer
 from deepinfer.engine_shim.call_stream import connected
 from deepinfer.engine_shim.frames import EngineCall
 from deepinfer.engine_shim.http_upstream import HttpUpstream
+from deepinfer.engine_shim.prompt_files import PromptFiles, joined
 from deepinfer.engine_shim.state_wire import EngineState, state_from_bytes, watch_to_bytes
 from deepinfer.engine_shim.upstream import Upstream, failed
 from deepinfer.engine_shim.wire import METHODS, GenerateDelta, GenerateRequest, ShimInfo, ShimPhase
@@ -41,7 +42,7 @@ _OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
     ("grpc.max_send_message_length", wire.MESSAGE_BYTES),
     ("grpc.use_local_subchannel_pool", 1),  # or two clients of one process would share a connection and its fate
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1000),  # what one try to connect has: a busy shim may take long to answer
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.enable_retries", 0),
     ("grpc.keepalive_time_ms", 20_000),
@@ -61,6 +62,7 @@ class EngineClient:
         self._only = only
         self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
         self._info = self._channel.unary_unary(METHODS["GetInfo"], wire.nothing, wire.info_from_bytes)
+        self._tokenizer = self._channel.unary_stream(METHODS["GetTokenizer"], wire.nothing, wire.piece_from_bytes)
         self._watch = self._channel.unary_stream(METHODS["WatchState"], watch_to_bytes, state_from_bytes)
         self._drain = self._channel.unary_unary(METHODS["Drain"], wire.drain_to_bytes, wire.unfinished_from_bytes)
         self._generate = self._channel.unary_stream(METHODS["Generate"], wire.generate_to_bytes, wire.delta_from_bytes)
@@ -73,6 +75,15 @@ class EngineClient:
         with self._failures():
             info: ShimInfo = await self._info(None, timeout=timeout_seconds, wait_for_ready=wait_for_ready)
             return info
+
+    async def prompt_files(self, digest: str, *, timeout_seconds: float = 60.0) -> PromptFiles:
+        """Those of which GetInfo told the digest; `EngineFailed` when they are not there any more."""
+        with self._failures():
+            sent = self._tokenizer(None, timeout=timeout_seconds)
+            files = joined([piece async for piece in sent])
+        if files.digest != digest:
+            raise EngineFailed(failed(self.target, "the files of its tokenizer are not those it was started with"))
+        return files
 
     def ask(self, call: EngineCall) -> Answer | None:
         """Send it now; its answer fills as the engine makes it. None if there is no connection for it yet."""

@@ -30,6 +30,9 @@ class SimArgs(_Args):
     load_seconds: float = Field(default=0.0, ge=0, le=86_400)
     core_process: bool = False  # compute in a process of its own, as vLLM does
     memory_bytes: int = Field(default=0, ge=0, le=1 << 40)  # really held, by the core process
+    transfer_tokens_per_second: float = Field(default=100_000.0, gt=0, allow_inf_nan=False)  # of KV from another one
+    # How long blocks are kept for who is to fetch them: less than it takes to call an engine that waits stalled.
+    transfer_timeout_seconds: float = Field(default=8.0, gt=0, le=86_400)
 
 
 class LayerShardArgs(_Args):

@@ -86,12 +86,14 @@ class StallWatch:
                 in_hand = self._in_hand(load)
                 sample = Sample(seconds, in_hand, work_done, load, busy)
                 standing = after(standing, sample, self._stall_seconds)
+                self._status.stands_still(standing.idle_seconds)
                 match verdict(standing):
                     case Verdict.STALLED:
                         return standing
                     case Verdict.ASK:
                         self._ask(tasks)
         finally:
+            self._status.stands_still(0.0)
             if self._asking is not None:
                 self._asking.cancel()
         return None

@@ -6,33 +6,33 @@ changes after it; `boot_epoch`, `sequence` and `digest` tell it when its copy is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 BlockKey: TypeAlias = tuple[int, int]
-"""(group, hash). Layers with unlike attention lie in groups, and each keeps and gives up its blocks on its own."""
+"""(group, name). Layers with unlike attention lie in groups, and each keeps and gives up its blocks on its own."""
+Names: TypeAlias = Mapping[int, Sequence[int]]
+"""Of blocks, by group."""
 
 _WORD: Final = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True)
 class KvBlock:
-    """A full block of one group. `hash` covers its tokens and, through `parent`, everything before it; 0 is the root.
+    """A full block of one group, by its name (see `kv_chain.py`) and its parent's; 0 is the root.
 
-    `token_ids` is empty where the engine did not say which tokens these are; nothing is known of `parent` then.
+    `token_ids` is kept only where somebody needs to tell them again.
     """
 
-    hash: int
-    parent: int
-    token_ids: tuple[int, ...]
+    name: int
+    parent: int = 0
+    token_ids: tuple[int, ...] = ()
     group: int = 0
-    lora: str = ""  # the adapter it was computed with
-    extra: int = 0  # a digest of what else went into `hash` at this block (media, salt); 0: tokens alone
 
     @property
     def key(self) -> BlockKey:
-        return self.group, self.hash
+        return self.group, self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +59,20 @@ class KvChange:
     cleared: bool = False
 
 
-def block_digest(key: BlockKey) -> int:
-    """64 well-mixed bits (splitmix64's finalizer). A set's digest is their sum modulo 2**64, in whatever order."""
-    word = _mixed(key[1] ^ _mixed(key[0] + 0x9E3779B97F4A7C15))
-    return word or 1
+def digest_of(names: Names) -> int:
+    """Of a set of blocks: the sum of their names, which are well mixed, each group's times an odd number of its own.
+
+    64 bits. What comes is added, what goes is taken away, in whatever order.
+    """
+    return sum(sum(named) * (2 * group + 1) for group, named in names.items()) & _WORD
 
 
-def _mixed(word: int) -> int:
-    word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9 & _WORD
-    word = (word ^ (word >> 27)) * 0x94D049BB133111EB & _WORD
-    return word ^ (word >> 31)
+def by_group(keys: Iterable[BlockKey]) -> dict[int, list[int]]:
+    """The same as `Names`."""
+    names: dict[int, list[int]] = {}
+    for group, name in keys:
+        names.setdefault(group, []).append(name)
+    return names
 
 
 class KvContents:
@@ -99,6 +103,10 @@ class KvContents:
         """Every block held at `sequence`, in the order they came."""
         return tuple(self._blocks.values())
 
+    def __iter__(self) -> Iterator[BlockKey]:
+        """In the order they came."""
+        return iter(self._blocks)
+
     def groups(self) -> tuple[KvGroup, ...]:
         """Those heard of, by index."""
         return tuple(self._groups[index] for index in sorted(self._groups))
@@ -116,8 +124,8 @@ class KvContents:
                 self._blocks[block.key] = block
                 added.append(block)
         if added or gone:
-            came = sum(block_digest(block.key) for block in added)
-            self.digest = (self.digest + came - sum(map(block_digest, gone))) & _WORD
+            came = digest_of(by_group(block.key for block in added))
+            self.digest = (self.digest + came - digest_of(by_group(gone))) & _WORD
             self._tell(KvChange(self.sequence + 1, tuple(added), gone))
 
     def clear(self) -> None:

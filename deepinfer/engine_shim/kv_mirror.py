@@ -9,47 +9,63 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Protocol
+from typing import Final, Protocol
 
-from deepinfer.engine_shim.kv_contents import BlockKey, KvBlock, KvContents, KvGroup
+from deepinfer.engine_shim.kv_contents import BlockKey, KvGroup, Names, digest_of
 from deepinfer.engine_shim.state_wire import EngineState
 from deepinfer.fleet.errors import EngineFailed
 
 log = logging.getLogger(__name__)
+
+_WORD: Final = (1 << 64) - 1
 
 
 class StateDrift(EngineFailed):
     """The copy of an engine's KV contents is not what the engine holds; take a new snapshot."""
 
 
-class KvMirror:
-    """Apply every message of one watch, in order. Answers `key in mirror` as the engine's own contents would."""
+class Shelf(Protocol):
+    """Where a copy lies."""
 
-    def __init__(self) -> None:
+    def put(self, names: Names) -> None:
+        """They are held from now on."""
+        ...
+
+    def take(self, names: Names) -> None:
+        """They are held no more."""
+        ...
+
+    def clear(self) -> None:
+        """None are."""
+        ...
+
+
+class KeySet(set[BlockKey]):
+    """The plainest shelf."""
+
+    def put(self, names: Names) -> None:
+        self.update((group, name) for group, named in names.items() for name in named)
+
+    def take(self, names: Names) -> None:
+        self.difference_update((group, name) for group, named in names.items() for name in named)
+
+
+class KvMirror:
+    """Apply every message of one watch, in order; the copy lies in `shelf`, empty at first."""
+
+    def __init__(self, shelf: Shelf) -> None:
         self.boot_epoch = 0
         self.sequence = 0
+        self.digest = 0
         self.groups: tuple[KvGroup, ...] = ()
-        self._contents = KvContents(0)
+        self._shelf = shelf
         self._in_snapshot = False
         self._whole = False
-
-    def __len__(self) -> int:
-        return len(self._contents)
-
-    def __contains__(self, key: BlockKey) -> bool:
-        return key in self._contents
 
     @property
     def whole(self) -> bool:
         """Whether a snapshot has come to its end and all that followed fitted."""
         return self._whole
-
-    @property
-    def digest(self) -> int:
-        return self._contents.digest
-
-    def blocks(self) -> tuple[KvBlock, ...]:
-        return self._contents.snapshot()
 
     def apply(self, state: EngineState) -> None:
         """`StateDrift` when a message is missing or the copy is not the engine's set; the copy is empty then."""
@@ -64,13 +80,14 @@ class KvMirror:
 
     def forget(self) -> None:
         """Hold nothing until the next snapshot."""
-        self._contents = KvContents(0)
-        self.groups, self.sequence = (), 0
+        self._shelf.clear()
+        self.groups, self.sequence, self.digest = (), 0, 0
         self._in_snapshot = self._whole = False
 
     def _misfit(self, state: EngineState) -> str:
         if state.snapshot:
-            return ""
+            is_older = (state.boot_epoch, state.sequence) < (self.boot_epoch, self.sequence)
+            return "a snapshot came that is older than what came before it" if self._whole and is_older else ""
         if not self._whole and not self._in_snapshot:
             return "it has not begun with a snapshot"
         if state.boot_epoch != self.boot_epoch:
@@ -86,7 +103,11 @@ class KvMirror:
             self.forget()
             self.boot_epoch = state.boot_epoch
         self.groups = state.groups or self.groups
-        self._contents.change(state.stored, state.removed)
+        if state.removed:
+            self._shelf.take(state.removed)
+        if state.stored:
+            self._shelf.put(state.stored)
+        self.digest = (self.digest + digest_of(state.stored) - digest_of(state.removed)) & _WORD
         self.sequence = state.sequence
         self._in_snapshot, self._whole = state.more, not state.more
 

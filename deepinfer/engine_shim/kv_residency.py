@@ -1,4 +1,4 @@
-"""How much of a prompt an engine holds. Pure: hashes and groups in, tokens out.
+"""How much of a prompt an engine holds. Pure: names and groups in, tokens out.
 
 The answer is what the engine's own lookup would find, never more, but for two things an engine does not publish: it
 computes at least the last token of a prompt again, and with speculative layers it drops one block more.
@@ -19,10 +19,10 @@ class Holds(Protocol):
 
 
 def resident_tokens(chain: Sequence[int], block_size: int, groups: Collection[KvGroup], held: Holds) -> int:
-    """The longest prefix of a chain of block hashes, in tokens, whose KV every group holds.
+    """The longest prefix of a chain of block names, in tokens, whose KV every group holds.
 
-    `chain[i]` is the hash of the first (i + 1) * `block_size` tokens; a group whose blocks are larger knows a block
-    by the hash at its end. A group with blocks of another grain cannot be answered for, so nothing is resident then;
+    `chain[i]` names the first (i + 1) * `block_size` tokens; a group whose blocks are larger knows a block
+    by the name at its end. A group with blocks of another grain cannot be answered for, so nothing is resident then;
     the same when no group is known.
     """
     if not groups or any(group.block_size % block_size or not group.block_size for group in groups):
@@ -44,8 +44,8 @@ def _in_group(chain: Sequence[int], block_size: int, group: KvGroup, held: Holds
 
 
 def _all_from_the_left(ends: Sequence[int], group: int, held: Holds) -> int:
-    for number, block_hash in enumerate(ends):
-        if (group, block_hash) not in held:
+    for number, name in enumerate(ends):
+        if (group, name) not in held:
             return number
     return len(ends)
 

@@ -92,6 +92,8 @@ async def _serve_engine(launch: EngineLaunch, status: ShimStatus) -> None:
         await server.start()
         try:
             engine = await loaded(launch, status.progress)
+            files = await asyncio.to_thread(status.prompt_files)
+            status.prompt_digest = "" if files is None else files.digest
             status.ready(engine)
             log.info("%s is ready on %s", launch.placement, status.endpoint)
             raise EngineFailed(await why_it_failed(engine, status, launch.stall_seconds))

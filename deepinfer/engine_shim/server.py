@@ -15,6 +15,7 @@ import grpc
 import grpc.aio
 
 from deepinfer.engine_shim import wire
+from deepinfer.engine_shim.prompt_files import Piece, pieces_of
 from deepinfer.engine_shim.state_watch import StateWatch
 from deepinfer.engine_shim.state_wire import EngineState, state_to_bytes, watch_from_bytes
 from deepinfer.engine_shim.status import ShimStatus
@@ -44,6 +45,14 @@ class EngineServer:
 
     async def get_info(self, request: None, context: Context) -> ShimInfo:
         return self._status.info()
+
+    async def get_tokenizer(self, request: None, context: Context) -> AsyncGenerator[Piece, None]:
+        files = await asyncio.to_thread(self._status.prompt_files)
+        if files is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "What tokens a prompt will be cannot be foreseen.")
+        else:
+            for piece in pieces_of(files):
+                yield piece
 
     async def generate(self, request: GenerateRequest, context: Context) -> AsyncGenerator[GenerateDelta, None]:
         engine = self._status.engine
@@ -101,6 +110,7 @@ def engine_server(status: ShimStatus) -> grpc.aio.Server:
     service = EngineServer(status)
     methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "GetInfo": grpc.unary_unary_rpc_method_handler(service.get_info, wire.ignored, wire.info_to_bytes),
+        "GetTokenizer": grpc.unary_stream_rpc_method_handler(service.get_tokenizer, wire.ignored, wire.piece_to_bytes),
         "Generate": grpc.unary_stream_rpc_method_handler(
             service.generate, wire.generate_from_bytes, wire.delta_to_bytes
         ),

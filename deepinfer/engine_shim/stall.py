@@ -22,7 +22,7 @@ _UNMEASURED_PREFILL: Final = 20.0
 BUSY_PATIENCE: Final = 12.0
 """A second in which the engine's processes computed counts for so much less: some requests have a kernel compiled
 first, for tens of seconds in one step. A stopped or waiting process computes nothing."""
-_STEP_TOKENS: Final = 8192
+STEP_TOKENS: Final = 8192
 """An engine shows its work after each step, and a step prefills no more than about this."""
 
 
@@ -76,6 +76,6 @@ def verdict(standing: Standing) -> Verdict:
 
 def limit_seconds(load: EngineLoad, stall_seconds: float) -> float:
     """How long an engine with work in hand may show none."""
-    prefill = min(load.waiting_prefill_tokens, _STEP_TOKENS)
+    prefill = min(load.waiting_prefill_tokens, STEP_TOKENS)
     rate = load.prefill_tokens_per_second / PATIENCE_PREFILL or _UNMEASURED_PREFILL
     return max(stall_seconds, PATIENCE_TOKENS * load.seconds_per_output_token, prefill / rate)

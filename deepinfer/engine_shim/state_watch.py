@@ -1,10 +1,10 @@
 """One reader of WatchState: a snapshot, then what changed.
 
 Several changes become one message: phase and, for a reader that wants them, KV contents travel at most every 100 ms;
-how many requests run or wait alone at most every 500 ms; what drifts with every step (rates, blocks in use) alone every
-5 s. A message costs both sides half a millisecond of CPU together: that of several tokens. While no request runs
-nothing is sent and nothing is looked at. A reader so slow that too many changes wait for it gets a new snapshot instead
-of them; the same when the contents were cleared or began anew.
+how many requests run or wait, that the engine stands still, or has become faster or slower, alone at most every 500 ms;
+what drifts with every step (rates, blocks in use) alone every 5 s. A message costs both sides half a millisecond of CPU
+together: that of several tokens. While no request runs nothing is sent and nothing is looked at. A reader so slow that
+too many changes wait for it gets a new snapshot instead of them; the same when the contents were cleared or began anew.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import replace
 from typing import Final
 
-from deepinfer.engine_shim.kv_contents import BlockKey, KvBlock, KvChange, KvContents
-from deepinfer.engine_shim.state_wire import EngineState
+from deepinfer.engine_shim.kv_contents import BlockKey, KvChange, KvContents, by_group
+from deepinfer.engine_shim.state_wire import DRIFT_SECONDS, EngineState
 from deepinfer.engine_shim.status import ShimStatus
 from deepinfer.engine_shim.token_engine import EngineLoad
 from deepinfer.engine_shim.wire import ShimPhase
 
 _MESSAGE_SECONDS: Final = 0.1
 _LOAD_SECONDS: Final = 0.5
-_DRIFT_SECONDS: Final = 5.0
-_MESSAGE_TOKENS: Final = 1 << 20
-"""Blocks of a snapshot go out in messages of at most this many tokens (at most 5 bytes each)."""
+_NEW_RATE: Final = 0.5
+"""So much more or less of it."""
+_MESSAGE_BLOCKS: Final = 1 << 17
+"""Of a snapshot; 8 bytes each."""
 _WAITING_BLOCKS: Final = 65_536
 
 
@@ -38,7 +39,7 @@ class StateWatch:
         self._kv: KvContents | None = None
         self._forget_kv: Callable[[], None] = lambda: None
         self._snapshot_due = True
-        self._stored: dict[BlockKey, KvBlock] = {}
+        self._stored: dict[BlockKey, None] = {}
         self._removed: dict[BlockKey, None] = {}
         self._told_sequence = 0
         self._told_phase: tuple[ShimPhase, str] | None = None
@@ -83,8 +84,7 @@ class StateWatch:
 
     def _load_is_due(self) -> bool:
         load, told = self._status.load(), self._told_load
-        counts = (load.running, load.waiting) != (told.running, told.waiting)
-        due = self._told_load_at + (_LOAD_SECONDS if counts else _DRIFT_SECONDS)
+        due = self._told_load_at + (_LOAD_SECONDS if _is_news(load, told) else DRIFT_SECONDS)
         return load != told and asyncio.get_running_loop().time() >= due
 
     def _attach(self) -> None:
@@ -100,28 +100,27 @@ class StateWatch:
             self._stored.pop(key, None)
             self._removed[key] = None
         for block in change.stored:
-            self._stored[block.key] = block
+            self._stored[block.key] = None
         if change.cleared or len(self._stored) + len(self._removed) > _WAITING_BLOCKS:
             self._snapshot_due = True
             self._forget_changes()
         self._changed.set()
 
     def _changes(self) -> EngineState:
-        stored, removed = tuple(self._stored.values()), tuple(self._removed)
+        stored, removed = by_group(self._stored), by_group(self._removed)
         self._forget_changes()
         groups = self._kv.groups() if self._kv is not None and stored else ()
         return replace(self._state(), stored=stored, removed=removed, groups=groups)
 
     def _snapshot(self) -> Iterator[EngineState]:
-        blocks, groups = ((), ()) if self._kv is None else (self._kv.snapshot(), self._kv.groups())
-        at_once = _MESSAGE_TOKENS // max([1, *(group.block_size for group in groups)])
-        parts = [blocks[start : start + at_once] for start in range(0, len(blocks), at_once)] or [()]
+        keys, groups = ((), ()) if self._kv is None else (tuple(self._kv), self._kv.groups())
+        parts = [keys[start : start + _MESSAGE_BLOCKS] for start in range(0, len(keys), _MESSAGE_BLOCKS)] or [()]
         self._snapshot_due = False
         self._forget_changes()
         state = replace(self._state(), served_names=self._told_names)
         for number, part in enumerate(parts):
             first, last = number == 0, number == len(parts) - 1
-            yield replace(state, snapshot=first, stored=part, groups=groups if first else (), more=not last)
+            yield replace(state, snapshot=first, stored=by_group(part), groups=groups if first else (), more=not last)
             state = replace(state, after=state.sequence)
 
     def _state(self) -> EngineState:
@@ -152,3 +151,13 @@ class StateWatch:
     def _forget_changes(self) -> None:
         self._stored.clear()
         self._removed.clear()
+
+
+def _is_news(load: EngineLoad, told: EngineLoad) -> bool:
+    if (load.running, load.waiting, load.stalled_seconds) != (told.running, told.waiting, told.stalled_seconds):
+        return True
+    rates = (
+        (load.prefill_tokens_per_second, told.prefill_tokens_per_second),
+        (load.seconds_per_output_token, told.seconds_per_output_token),
+    )
+    return any(abs(now - then) > _NEW_RATE * then for now, then in rates)

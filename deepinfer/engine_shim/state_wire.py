@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Final
 
-from deepinfer.engine_shim.kv_contents import BlockKey, KvBlock, KvGroup
+from deepinfer.engine_shim.kv_contents import KvGroup, Names
 from deepinfer.engine_shim.token_engine import EngineLoad
 from deepinfer.engine_shim.wire import PHASE_NUMBERS, PHASES, ShimPhase
 from deepinfer.protos import engine_service as pb
+
+DRIFT_SECONDS: Final = 5.0
+"""A busy engine says something so often at least: its rates drift with every step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +29,8 @@ class EngineState:
     phase: ShimPhase
     message: str = ""
     load: EngineLoad = field(default_factory=EngineLoad)
-    stored: tuple[KvBlock, ...] = ()
-    removed: tuple[BlockKey, ...] = ()
+    stored: Names = field(default_factory=dict)
+    removed: Names = field(default_factory=dict)
     digest: int = 0
     after: int = 0
     more: bool = False
@@ -58,25 +60,11 @@ def state_to_bytes(state: EngineState) -> bytes:
         groups=[asdict(group) for group in state.groups],
         served_names=state.served_names,
     )
-    for block in state.stored:
-        m.stored.add(
-            hash=block.hash,
-            parent=block.parent,
-            token_ids=block.token_ids,
-            group=block.group,
-            lora=block.lora,
-            extra=block.extra,
-        )
-    for group, hashes in _by_group(state.removed).items():
-        m.removed.add(group=group, hashes=hashes)
+    for group, names in state.stored.items():
+        m.stored.add(group=group, names=names)
+    for group, names in state.removed.items():
+        m.removed.add(group=group, names=names)
     return bytes(m.SerializeToString())
-
-
-def _by_group(keys: Iterable[BlockKey]) -> dict[int, list[int]]:
-    hashes: dict[int, list[int]] = {}
-    for group, block_hash in keys:
-        hashes.setdefault(group, []).append(block_hash)
-    return hashes
 
 
 def state_from_bytes(data: bytes) -> EngineState:
@@ -88,15 +76,11 @@ def state_from_bytes(data: bytes) -> EngineState:
         phase=PHASES[m.phase],
         message=m.message,
         load=EngineLoad(**{f.name: getattr(m.load, f.name) for f in m.load.DESCRIPTOR.fields}),
-        stored=tuple(map(_block, m.stored)),
-        removed=tuple((gone.group, block_hash) for gone in m.removed for block_hash in gone.hashes),
+        stored={said.group: said.names for said in m.stored},
+        removed={said.group: said.names for said in m.removed},
         digest=m.digest,
         after=m.after,
         more=m.more,
         groups=tuple(KvGroup(g.index, g.block_size, g.kind, g.tail) for g in m.groups),
         served_names=tuple(m.served_names),
     )
-
-
-def _block(m: Any) -> KvBlock:
-    return KvBlock(m.hash, m.parent, tuple(m.token_ids), m.group, m.lora, m.extra)

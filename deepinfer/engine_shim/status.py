@@ -6,12 +6,17 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Final
 
 from deepinfer.engine_shim.in_flight import InFlight
+from deepinfer.engine_shim.prompt_files import PromptFiles, prompt_files
 from deepinfer.engine_shim.served_engine import ServedEngine
 from deepinfer.engine_shim.token_engine import EngineInfo, EngineLoad
 from deepinfer.engine_shim.wire import ShimInfo, ShimPhase
 from deepinfer.fleet.launch import EngineLaunch
+
+_STILL_SECONDS: Final = 0.9
+"""Two looks of the stall watch."""
 
 
 class ShimStatus:
@@ -25,7 +30,9 @@ class ShimStatus:
         self.call_endpoint = ""
         self.call_key = b""
         self.engine: ServedEngine | None = None
+        self.prompt_digest = ""
         self.in_flight = InFlight()
+        self._still_seconds = 0.0
         self._launch = launch
         self._listeners: list[Callable[[], None]] = []
         self._mourners: list[Callable[[str], None]] = []
@@ -42,6 +49,7 @@ class ShimStatus:
             served_names=self.names(),
             call_endpoint=self.call_endpoint,
             call_key=self.call_key,
+            prompt_digest=self.prompt_digest,
         )
         if self.engine is None:
             return known
@@ -54,8 +62,20 @@ class ShimStatus:
         own = self.engine.names() if self.engine is not None and self.engine.names is not None else ()
         return tuple(dict.fromkeys((*self._launch.served_names, *own)))
 
+    def prompt_files(self) -> PromptFiles | None:
+        """As they lie on the disk now. Blocks."""
+        return prompt_files(self._launch)
+
     def load(self) -> EngineLoad:
-        return EngineLoad() if self.engine is None else self.engine.load()
+        load = EngineLoad() if self.engine is None else self.engine.load()
+        return replace(load, stalled_seconds=self._still_seconds) if self._still_seconds else load
+
+    def stands_still(self, seconds: float) -> None:
+        """For so long the engine has computed nothing, with work in hand. Short ones are nothing to tell."""
+        seconds = seconds if seconds >= _STILL_SECONDS else 0.0
+        if seconds != self._still_seconds:
+            self._still_seconds = seconds
+            self.touch()
 
     def unfinished(self) -> int:
         """How many requests run, by whatever way they came."""

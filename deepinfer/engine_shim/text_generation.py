@@ -5,10 +5,10 @@ Streamed and whole answers, and both OpenAI endpoints, go through here, so they 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 from deepinfer.engine_shim.text.stop_strings import StopStrings
 from deepinfer.engine_shim.text.tokenizer import Tokenizer
@@ -44,6 +44,7 @@ class TextDelta:
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
+    transfer: Mapping[str, Any] | None = None
 
 
 class TextGenerator:
@@ -119,4 +120,5 @@ class _Sequence:
             logprobs=delta.logprobs,
             finish_reason=FinishReason.STOP if self._stops.found is not None else delta.finish_reason,
             cached_tokens=self._cached,
+            transfer=delta.transfer,
         )

@@ -6,10 +6,10 @@ OpenAI app, which stands on this port. Closing the iterator of `generate` aborts
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 from deepinfer.engine_shim.kv_contents import KvContents
 from deepinfer.fleet.errors import InvalidRequest
@@ -67,6 +67,7 @@ class TokenRequest:
     token_ids: tuple[int, ...]
     sampling: SamplingParams
     generated: int = 0  # the last so many of `token_ids` are of an answer that an engine had begun
+    transfer: Mapping[str, Any] | None = None  # where its KV goes or comes from: `kv_transfer_params` as it came
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,7 @@ class TokenDelta:
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0  # prompt tokens that were not computed again
     error: str = ""
+    transfer: Mapping[str, Any] | None = None  # of the last one: for the engine that takes the prompt's KV over
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,7 @@ class EngineInfo:
     memory_bytes: int  # really held for weights and KV
     eos_token_ids: tuple[int, ...] = ()
     max_running: int = 0  # requests at once; 0: not known
+    transfers_kv: bool = False  # to other engines of its kind, and from them
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,7 @@ class EngineLoad:
     kv_blocks_used: int = 0
     prefill_tokens_per_second: float = 0.0
     seconds_per_output_token: float = 0.0
+    stalled_seconds: float = 0.0  # since it last computed anything, with requests in hand; 0: it computes
 
 
 class TokenEngine(Protocol):

@@ -9,12 +9,15 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
+from deepinfer.engine_shim.prompt_files import Piece
 from deepinfer.engine_shim.token_engine import FinishReason, SamplingParams, TokenLogprob
 from deepinfer.protos import engine_service as pb
 
 MESSAGE_BYTES: Final = 64 << 20
 """The largest message either side takes."""
-METHODS: Final = {name: f"/{pb.SERVICE}/{name}" for name in ("GetInfo", "Generate", "WatchState", "Drain")}
+METHODS: Final = {
+    name: f"/{pb.SERVICE}/{name}" for name in ("GetInfo", "GetTokenizer", "Generate", "WatchState", "Drain")
+}
 
 
 class ShimPhase(StrEnum):
@@ -52,6 +55,7 @@ class ShimInfo:
     call_key: bytes = field(default=b"", repr=False)  # opens either; over HTTP as a bearer token
     max_running: int = 0
     http_endpoint: str = ""  # host:port of an HTTP server that takes the calls instead; "": there is none
+    prompt_digest: str = ""  # of its PromptFiles; "": what tokens a prompt will be cannot be foreseen
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,15 @@ def info_from_bytes(data: bytes) -> ShimInfo:
     m = pb.EngineInfo.FromString(data)
     fields: dict[str, Any] = {f.name: getattr(m, f.name) for f in m.DESCRIPTOR.fields}
     return ShimInfo(**fields | {"phase": PHASES[m.phase], "served_names": tuple(m.served_names)})
+
+
+def piece_to_bytes(piece: Piece) -> bytes:
+    return bytes(pb.TokenizerPiece(kind=piece.kind, file=piece.file, content=piece.content).SerializeToString())
+
+
+def piece_from_bytes(data: bytes) -> Piece:
+    m = pb.TokenizerPiece.FromString(data)
+    return Piece(m.kind, m.file, m.content)
 
 
 def drain_to_bytes(timeout_seconds: float) -> bytes:

@@ -10,6 +10,7 @@ SERVICE = "deepinfer.engine.EngineService"
 _types = message_types(DESCRIPTOR_SET)
 
 GetInfoRequest, EngineInfo = _types["GetInfoRequest"], _types["EngineInfo"]
+TokenizerPiece = _types["TokenizerPiece"]
 CallOpen, AnswerHead = _types["CallOpen"], _types["AnswerHead"]
 GenerateRequest, GenerateDelta = _types["GenerateRequest"], _types["GenerateDelta"]
 WatchStateRequest, EngineState = _types["WatchStateRequest"], _types["EngineState"]

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from deepinfer.engine_shim import state_watch
 from deepinfer.engine_shim.client import EngineClient
-from deepinfer.engine_shim.kv_contents import BlockKey, KvBlock, KvContents, KvGroup, block_digest
-from deepinfer.engine_shim.kv_mirror import KvMirror, StateDrift, mirrored
+from deepinfer.engine_shim.kv_contents import BlockKey, KvBlock, KvContents, KvGroup, by_group, digest_of
+from deepinfer.engine_shim.kv_mirror import KeySet, KvMirror, StateDrift, mirrored
 from deepinfer.engine_shim.listening import add_loopback_port
 from deepinfer.engine_shim.served_engine import Receive, Scope, Send
 from deepinfer.engine_shim.server import engine_server
@@ -32,9 +32,17 @@ def block(said: int, group: int = 0) -> KvBlock:
     return KvBlock(said, said - 1, (said, said), group)
 
 
-def same(mirror: KvMirror, contents: KvContents) -> bool:
-    return (set(mirror.blocks()), mirror.digest, mirror.sequence, mirror.boot_epoch) == (
-        set(contents.snapshot()),
+class Copy(KvMirror):
+    """With its own shelf."""
+
+    def __init__(self) -> None:
+        self.held = KeySet()
+        super().__init__(self.held)
+
+
+def same(mirror: Copy, contents: KvContents) -> bool:
+    return (mirror.held, mirror.digest, mirror.sequence, mirror.boot_epoch) == (
+        set(contents),
         contents.digest,
         contents.sequence,
         contents.boot_epoch,
@@ -87,25 +95,24 @@ async def serving(contents: KvContents, folder: Path) -> AsyncIterator[EngineCli
     await server.stop(None)
 
 
-async def follow_until_same(states: AsyncIterator[EngineState], mirror: KvMirror, contents: KvContents) -> None:
+async def follow_until_same(states: AsyncIterator[EngineState], mirror: Copy, contents: KvContents) -> None:
     async with asyncio.timeout(20):
         while not (mirror.whole and same(mirror, contents)):
             await anext(states)
 
 
 async def test_a_copy_follows_changes_clearing_and_a_new_beginning(tmp_path: Path) -> None:
-    contents, mirror = KvContents(5), KvMirror()
+    contents, mirror = KvContents(5), Copy()
     contents.describe(KvGroup(0, 2))
     contents.change([block(1), block(2)])
     async with serving(contents, tmp_path) as client, aclosing(mirrored(client, mirror)) as states:
         await follow_until_same(states, mirror, contents)
-        assert mirror.blocks() == (block(1), block(2))
+        assert mirror.held == {(0, 1), (0, 2)}
         contents.describe(KvGroup(1, 2, "sliding_window", 3))
-        contents.change([block(2, group=1), replace(block(3), lora="sql", extra=2**64 - 1)], [(0, 1)])
+        contents.change([block(2, group=1), block(2**64 - 1)], [(0, 1)])
         contents.change(removed=[(0, 2)])
         await follow_until_same(states, mirror, contents)
-        assert (0, 2) not in mirror
-        assert (1, 2) in mirror
+        assert mirror.held == {(1, 2), (0, 2**64 - 1)}
         assert mirror.groups == contents.groups()
         contents.clear()
         contents.change([block(7)])
@@ -113,7 +120,7 @@ async def test_a_copy_follows_changes_clearing_and_a_new_beginning(tmp_path: Pat
         contents.restart(4)
         assert contents.boot_epoch == 6  # never backwards
         await follow_until_same(states, mirror, contents)
-        assert len(mirror) == 0
+        assert not mirror.held
     assert not mirror.whole
 
 
@@ -121,7 +128,7 @@ async def test_a_copy_follows_changes_clearing_and_a_new_beginning(tmp_path: Pat
 async def test_a_lost_message_is_noticed_and_the_watch_opened_again(
     tmp_path: Path, lost: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    contents, mirror = KvContents(5), KvMirror()
+    contents, mirror = KvContents(5), Copy()
     async with serving(contents, tmp_path) as client:
         losing = LosingClient(client, lost)
         async with aclosing(mirrored(losing, mirror)) as states, asyncio.TaskGroup() as tasks:
@@ -136,33 +143,44 @@ async def test_a_lost_message_is_noticed_and_the_watch_opened_again(
         assert "has drifted" in caplog.text
 
 
+def test_a_snapshot_that_is_older_than_what_came_before_it_is_no_news() -> None:
+    mirror = Copy()
+    newest = EngineState(7, 5, snapshot=True, phase=ShimPhase.READY)
+    for older in (replace(newest, boot_epoch=6, sequence=9), replace(newest, sequence=4)):
+        mirror.apply(newest)
+        mirror.apply(replace(newest, sequence=6))
+        with pytest.raises(StateDrift, match="older than what came before"):
+            mirror.apply(older)
+        mirror.apply(older)  # of a new watch, it is what there is
+
+
 async def test_an_engine_whose_snapshots_do_not_fit_is_not_asked_for_ever() -> None:
     class Wrong:
         watches = 0
 
         async def watch(self, *, kv: bool = False) -> AsyncIterator[EngineState]:
             self.watches += 1
-            yield replace(first(), digest=self.watches)
+            yield replace(first(), digest=1 + self.watches)
 
     wrong = Wrong()
     with pytest.raises(StateDrift):
-        _ = [state async for state in mirrored(wrong, KvMirror())]
+        _ = [state async for state in mirrored(wrong, Copy())]
     assert wrong.watches == 2
 
 
-async def until_holding(states: AsyncIterator[EngineState], mirror: KvMirror, key: BlockKey) -> None:
+async def until_holding(states: AsyncIterator[EngineState], mirror: Copy, key: BlockKey) -> None:
     async with asyncio.timeout(20):
-        while key not in mirror:
+        while key not in mirror.held:
             await anext(states)
 
 
 async def test_a_snapshot_may_come_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state_watch, "_MESSAGE_TOKENS", 8)
-    contents, mirror = KvContents(5), KvMirror()
+    monkeypatch.setattr(state_watch, "_MESSAGE_BLOCKS", 4)
+    contents, mirror = KvContents(5), Copy()
     contents.describe(KvGroup(0, 2))
     contents.change(map(block, range(1, 12)))
     async with serving(contents, tmp_path) as client, aclosing(mirrored(client, mirror)) as states:
-        seen = [(state.snapshot, state.more, len(state.stored)) for state in [await anext(states) for _ in range(3)]]
+        seen = [(state.snapshot, state.more, len(state.stored[0])) for state in [await anext(states) for _ in range(3)]]
         assert seen == [(True, True, 4), (False, True, 4), (False, False, 3)]
         assert same(mirror, contents)
         contents.change([block(20)])
@@ -175,25 +193,25 @@ def state(**fields: Any) -> EngineState:
 
 
 def first() -> EngineState:
-    return state(snapshot=True, sequence=3, stored=(block(1),), digest=block_digest((0, 1)))
+    return state(snapshot=True, sequence=3, stored={0: [1]}, digest=1)
 
 
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
         (state(boot_epoch=2, sequence=4, after=3), "began anew"),
-        (state(sequence=6, after=5, digest=block_digest((0, 1))), "builds on 5"),
+        (state(sequence=6, after=5, digest=1), "builds on 5"),
         (state(sequence=4, after=3, digest=7), "digests differ"),
         (state(sequence=3, after=3, more=True), "outside"),
-        (replace(first(), digest=1), "digests differ"),
+        (replace(first(), digest=2), "digests differ"),
     ],
 )
 def test_what_does_not_fit_empties_the_copy(wrong: EngineState, words: str) -> None:
-    mirror = KvMirror()
+    mirror = Copy()
     mirror.apply(first())
     with pytest.raises(StateDrift, match=words):
         mirror.apply(wrong)
-    assert (len(mirror), mirror.whole) == (0, False)
+    assert (mirror.held, mirror.whole) == (set(), False)
     with pytest.raises(StateDrift, match="not begun with a snapshot"):
         mirror.apply(state(sequence=4, after=3))
     mirror.apply(first())
@@ -208,7 +226,7 @@ _keys = st.tuples(st.integers(0, 2), st.integers(1, 9))
 def test_every_change_carried_over_the_wire_leaves_the_same_set(
     steps: list[tuple[list[tuple[int, int]], list[tuple[int, int]], str]],
 ) -> None:
-    contents, mirror, held = KvContents(1), KvMirror(), set[tuple[int, int]]()
+    contents, mirror, held = KvContents(1), Copy(), set[tuple[int, int]]()
     mirror.apply(state(snapshot=True, sequence=0))
     for stored, removed, kind in steps:
         before = contents.sequence
@@ -218,16 +236,18 @@ def test_every_change_carried_over_the_wire_leaves_the_same_set(
             contents.restart(contents.boot_epoch)
         else:
             contents.change([block(said, group) for group, said in stored], removed)
-        held = (held - set(removed)) | set(stored) if kind == "c" else set()
+        gone = held & set(removed)
+        came = set(stored) - (held - gone)
+        held = (held - gone) | came if kind == "c" else set()
         told = state(
             boot_epoch=contents.boot_epoch,
             sequence=contents.sequence,
             after=before,
             digest=contents.digest,
             snapshot=kind != "c",
-            stored=tuple(block(said, group) for group, said in stored) if kind == "c" else (),
-            removed=tuple(removed) if kind == "c" else (),
+            stored=by_group(came) if kind == "c" else {},
+            removed=by_group(gone) if kind == "c" else {},
         )
         mirror.apply(state_from_bytes(state_to_bytes(told)))
-        assert {b.key for b in mirror.blocks()} == {b.key for b in contents.snapshot()} == held
-        assert contents.digest == sum(map(block_digest, held)) % 2**64
+        assert mirror.held == set(contents) == held
+        assert contents.digest == digest_of(by_group(held))

@@ -19,9 +19,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from deepinfer.engine_shim.engines.vllm.kv_subscription import kv_events_flags
-from deepinfer.engine_shim.kv_contents import KvContents
+from deepinfer.engine_shim.kv_chain import chain, token_bytes
+from deepinfer.engine_shim.kv_contents import BlockKey
 from tests.fleet import free_port
-from tests.kv_reader import following, until
+from tests.kv_reader import GRAIN, following, keys, until
 from tests.process_lines import ProcessLines
 from tests.tokenizer_folders import byte_level_folder
 
@@ -174,20 +175,15 @@ async def test_its_kv_contents_can_be_followed_and_replayed() -> None:
                 await client.completions.create(
                     model="m", prompt=PROMPT[::-1], max_tokens=1
                 )  # there is no room for both
-                await until(contents, lambda: tokens_of(contents) >= blocks_of(PROMPT[::-1]))
+                await until(contents, lambda: keys(contents) >= blocks_of(PROMPT[::-1]))
                 assert len(contents) <= 16
                 live = contents.digest
             async with following(folder) as late:
                 await until(late, lambda: late.digest == live)
 
 
-def blocks_of(text: str) -> set[tuple[int, ...]]:
-    tokens = tuple(text.encode())
-    return {tokens[at : at + 4] for at in range(0, len(tokens) - 3, 4)}
-
-
-def tokens_of(contents: KvContents) -> set[tuple[int, ...]]:
-    return {block.token_ids for block in contents.snapshot()}
+def blocks_of(text: str) -> set[BlockKey]:
+    return {(0, name) for name in chain(token_bytes(text.encode()), GRAIN)}
 
 
 @pytest.mark.parametrize(

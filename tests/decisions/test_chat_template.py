@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,26 @@ def test_of_a_model_folder(tmp_path: Path) -> None:
     text = ours.chat_template.render(ChatPrompt(CHATS["turns"]))
     theirs = reference.apply_chat_template(CHATS["turns"], add_generation_prompt=True, return_dict=False)
     assert ours.encode(text, add_special_tokens=False) == theirs
+
+
+def test_content_is_shown_in_the_shape_that_the_template_goes_through() -> None:
+    """As vLLM shows it."""
+    said = [{"type": "text", "text": text} for text in ("a", "", "b ")]
+    chat: list[dict[str, Any]] = [
+        {"role": "user", "content": said},
+        {"role": "tool", "content": said},
+        {"role": "assistant", "content": "c"},
+    ]
+    texts = "{% for m in messages %}{{ m.content | tojson }}{% endfor %}"
+    assert ChatTemplate(texts, {}).render(ChatPrompt(chat)) == '"a\\nb ""a\\nb ""c"'
+    parts = "{% for m in messages %}{% for part in m.content %}{{ part | tojson }}{% endfor %}{% endfor %}"
+    three = "".join(json.dumps(part) for part in said)
+    letters = '"a""\\n""\\n""b"" "'
+    assert ChatTemplate(parts, {}).render(ChatPrompt(chat)) == three + letters + '{"type": "text", "text": "c"}'
+    more = ChatPrompt(chat[:1], add_generation_prompt=False, continue_final_message=True)
+    assert ChatTemplate(texts.replace("| tojson", "+ '!'"), {}).render(more) == "a\nb "
+    shown = "{% for m in messages %}{% for part in m.content %}{{ part.text }};{% endfor %}{% endfor %}"
+    assert ChatTemplate(shown, {}).render(more) == "a;;b "
 
 
 def test_a_file_of_its_own_comes_first(tmp_path: Path) -> None:

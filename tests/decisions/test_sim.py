@@ -66,9 +66,9 @@ async def test_the_least_recently_used_prefix_goes_first() -> None:
     first, second, third = ((number,) * 9 for number in (1, 2, 3))  # each keeps 2 blocks and needs a third
     for prompt in (first, second, first, third):
         await answer(engine, prompt, max_tokens=1)
-    held = {block.hash for block in engine.kv.snapshot()}
-    assert next(chained_blocks(first, 4)).hash in held
-    assert next(chained_blocks(second, 4)).hash not in held
+    held = {block.name for block in engine.kv.snapshot()}
+    assert next(chained_blocks(first, 4)).name in held
+    assert next(chained_blocks(second, 4)).name not in held
 
 
 async def test_words_depend_on_the_prompt_alone() -> None:
@@ -115,6 +115,12 @@ async def test_a_request_waits_for_room_and_those_behind_it_wait_too() -> None:
         tasks.create_task(run("too big for what is left", (2,) * 20, 2))
         tasks.create_task(run("small", (3,), 1))
     assert ended[0] == "long"
+
+
+async def test_a_request_behind_a_full_step_finds_what_that_step_computed() -> None:
+    engine, begin = sim(block_size=16, kv_blocks=1000), tuple(range(2400))
+    deltas = await asyncio.gather(*(answer(engine, (*begin, number), 1) for number in range(3)))
+    assert [first.cached_tokens for first, *_ in deltas] == [0, 2048, 2048]
 
 
 async def test_nothing_runs_between_requests() -> None:

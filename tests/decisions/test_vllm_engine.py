@@ -38,6 +38,7 @@ def test_the_fields_of_a_deployment_become_flags() -> None:
         "--max-model-len=2048",
         "--quantization=fp8",
         "--tensor-parallel-size=2",
+        "--enable-prompt-tokens-details",
         "--gpu-memory-utilization=0.9",
     ]
 
@@ -74,7 +75,8 @@ def the_parser(parser: ArgumentParser) -> ArgumentParser:
         parser.add_argument(f"--{name}", nargs="*" if name.startswith("served") else None)
     parser.add_argument("--max-num-seqs", type=int)
     parser.add_argument("--enforce-eager", action=BooleanOptionalAction)
-    parser.add_argument("--headless", action="store_true")
+    for switch in ("--headless", "--enable-prompt-tokens-details"):
+        parser.add_argument(switch, action="store_true")
     return parser
 
 

@@ -9,16 +9,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from deepinfer.engine_shim.engines.vllm.kv_events import (
-    AllBlocksCleared,
-    BlockRemoved,
-    BlockStored,
-    EventDecoder,
-    apply,
-    block_hash,
-    extra_digest,
-)
-from deepinfer.engine_shim.kv_contents import KvBlock, KvContents, KvGroup
+from deepinfer.engine_shim.engines.vllm import kv_names
+from deepinfer.engine_shim.engines.vllm.kv_effects import apply
+from deepinfer.engine_shim.engines.vllm.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, EventDecoder
+from deepinfer.engine_shim.engines.vllm.kv_names import BlockNames, block_hash
+from deepinfer.engine_shim.kv_chain import chain, extra_digest, next_name, root_of, token_bytes
+from deepinfer.engine_shim.kv_contents import KvContents, KvGroup
 from deepinfer.engine_shim.kv_residency import resident_tokens
 
 # Made by the structs of vLLM 0.32.0's kv_events.py. Five events: a salted prompt of two blocks in group 0, its last
@@ -57,11 +53,16 @@ def old(*events: Any, as_map: bool = False) -> bytes:
     return msgspec.msgpack.encode({"ts": 1.5, "events": events} if as_map else [1.5, events])
 
 
-def contents_after(*payloads: bytes) -> KvContents:
-    contents = KvContents(1)
+def contents_after(*payloads: bytes, grain: int = 4) -> KvContents:
+    contents, names = KvContents(1), BlockNames(grain)
     for payload in payloads:
-        apply(EventDecoder().decode(payload), contents)
+        apply(EventDecoder().decode(payload), names, contents)
     return contents
+
+
+def name(*tokens: int) -> int:
+    """Of the first block of a prompt."""
+    return next_name(0, token_bytes(tokens))
 
 
 def test_the_map_form_of_032() -> None:
@@ -92,7 +93,7 @@ def test_hashes_of_bytes_are_what_vllm_sends_as_integers() -> None:
     said = stored.block_hashes[0]
     assert removed.block_hashes == (said,) == (bytes(range(32)),)
     assert block_hash(said) == int.from_bytes(bytes(range(32)), "big") & ((1 << 64) - 1)
-    assert [block_hash(0), block_hash(bytes(32)), block_hash(-1)] == [1, 1, 2**64 - 1]  # 0 is the root
+    assert block_hash(-1) == 2**64 - 1
     assert len(contents_after(OF_032_BYTES)) == 0
 
 
@@ -144,39 +145,69 @@ def test_what_is_no_batch_is_an_error(payload: bytes) -> None:
 
 def test_contents_of_a_batch_know_groups_adapters_and_salt() -> None:
     contents = KvContents(1)
-    apply(EventDecoder().decode(OF_032)[:4], contents)
-    salt, image = extra_digest(("salt",)), extra_digest(("sql", ("img", 2)))
-    assert contents.snapshot() == (
-        KvBlock(2**63 + 5, 0, (0, 1, 2, 3), extra=salt),
-        KvBlock(7, 2**63 + 5, (4, 5, 6, 7)),
-        KvBlock(7, 0, (), group=1),  # which of the run's two blocks it is was not said
-        KvBlock(9, 7, (1, 2, 3, 4), lora="sql", extra=image),
-    )
-    assert len({0, salt, image}) == 3
+    apply(EventDecoder().decode(OF_032)[:4], BlockNames(4), contents)
+    first, second = chain(token_bytes(range(8)), 4, extra=extra_digest(["salt"]))
+    pictured = next_name(second, token_bytes([1, 2, 3, 4]), extra_digest([["img", 2]]))  # the adapter is in the root
+    assert tuple(contents) == ((0, first), (0, second), (1, second), (0, pictured))
     assert contents.groups() == (KvGroup(0, 4), KvGroup(1, 4, "sliding_window", 4))
 
 
+def test_an_adapter_s_blocks_are_others() -> None:
+    said = ["BlockStored", [5], None, [1, 2, 3, 4], 4, 1, "GPU", "sql", [["sql"]]]
+    assert tuple(contents_after(old(said))) == ((0, next_name(root_of("sql"), token_bytes([1, 2, 3, 4]))),)
+    assert root_of("sql") != root_of("") == 0
+
+
+def test_what_follows_an_unknown_block_is_left_out() -> None:
+    contents = contents_after(old(["BlockStored", [6], 5, [1, 2, 3, 4], 4, None]))
+    assert (len(contents), contents.digest) == (0, 0)
+
+
+def test_a_block_that_went_can_still_be_followed() -> None:
+    """As with a sliding window that has moved on."""
+    first, second = (["BlockStored", [5], None, [1] * 4, 4, None], ["BlockStored", [6], 5, [2] * 4, 4, None])
+    assert tuple(contents_after(old(first, ["BlockRemoved", [5]]), old(second))) == (
+        (0, chain(token_bytes([1] * 4 + [2] * 4), 4)[1]),
+    )
+
+
+def test_a_large_block_is_named_by_its_grains() -> None:
+    said = ["BlockStored", [5], None, list(range(8)), 8, None]
+    assert tuple(contents_after(old(said))) == ((0, chain(token_bytes(range(8)), 4)[1]),)
+    assert tuple(contents_after(old(said), grain=0)) == ((0, name(*range(8))),)
+
+
+def test_names_of_what_went_are_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kv_names, "_SPARE", 2)
+    names, contents = BlockNames(1), KvContents(1)
+    for said in range(10):
+        batch = old(["BlockStored", [said], None, [said], 1, None], ["BlockRemoved", [said - 1]])
+        apply(EventDecoder().decode(batch), names, contents)
+    assert list(names.of(range(10))) == [name(said) for said in (8, 9)]
+
+
 def test_a_removal_in_one_group_leaves_the_others() -> None:
-    contents = KvContents(1)
-    apply(EventDecoder().decode(OF_032)[:5], contents)
-    assert (0, 7) in contents
-    assert (1, 7) not in contents
-    apply(EventDecoder().decode(OF_032)[5:], contents)
+    contents, names = KvContents(1), BlockNames(4)
+    apply(EventDecoder().decode(OF_032)[:5], names, contents)
+    assert len(contents) == 3
+    assert not [key for key in contents if key[0] == 1]
+    apply(EventDecoder().decode(OF_032)[5:], names, contents)
     assert len(contents) == contents.digest == 0
 
 
 def test_events_of_a_batch_act_in_their_order() -> None:
     def stored(said: int) -> list[Any]:
-        return ["BlockStored", [said], None, [1, 2], 2, None, "GPU"]
+        return ["BlockStored", [said], None, [said, 2], 2, None, "GPU"]
 
     gone, cleared = ["BlockRemoved", [5]], ["AllBlocksCleared"]
-    assert (0, 5) in contents_after(old(stored(5), gone, stored(5)))
-    assert (0, 5) not in contents_after(old(stored(5), stored(6), gone))
-    assert [block.hash for block in contents_after(old(stored(5), gone, cleared, stored(6))).snapshot()] == [6]
+    assert (0, name(5, 2)) in contents_after(old(stored(5), gone, stored(5)))
+    assert (0, name(5, 2)) not in contents_after(old(stored(5), stored(6), gone))
+    assert tuple(contents_after(old(stored(5), gone, cleared, stored(6)))) == ((0, name(6, 2)),)
     told: list[object] = []
-    contents = contents_after(old(stored(5), stored(6)))
+    names, contents = BlockNames(2), KvContents(1)
+    apply(EventDecoder().decode(old(stored(5), stored(6))), names, contents)
     contents.listen(told.append)
-    apply(EventDecoder().decode(old(gone, ["BlockRemoved", [6]], stored(7), stored(8))), contents)
+    apply(EventDecoder().decode(old(gone, ["BlockRemoved", [6]], stored(7), stored(8))), names, contents)
     assert len(told) == 1
 
 
@@ -197,19 +228,18 @@ def test_a_hybrid_model_s_events_and_what_is_really_resident() -> None:
     The windows' groups were told 7 blocks of tokens and kept the last 4; of the block made while decoding, none.
     """
     lines = Path(__file__).with_name("vllm_hybrid_batches.hex").read_text().split()
-    contents = contents_after(*map(bytes.fromhex, lines))
+    contents = contents_after(*map(bytes.fromhex, lines), grain=32)
     windows = [KvGroup(index, 32, "sliding_window", 99) for index in range(3)]
     assert contents.groups() == (*windows, KvGroup(3, 32))
-    chain = [block.hash for block in contents.snapshot() if block.group == 3]
-    assert [block.parent for block in contents.snapshot() if block.group == 3] == [0, *chain[:-1]]
-    assert len(chain) == 8
+    names = [name for group, name in contents if group == 3]
+    assert len(names) == 8
     for window in windows:
-        assert [said for said in chain if (window.index, said) in contents] == chain[3:7]
-    assert resident_tokens(chain, 32, contents.groups(), contents) == 7 * 32
-    assert resident_tokens(chain, 32, [KvGroup(3, 32)], contents) == 8 * 32
-    contents.change(removed=[(1, chain[3])])
-    assert (0, chain[3]) in contents
-    assert resident_tokens(chain, 32, contents.groups(), contents) == 0
+        assert [said for said in names if (window.index, said) in contents] == names[3:7]
+    assert resident_tokens(names, 32, contents.groups(), contents) == 7 * 32
+    assert resident_tokens(names, 32, [KvGroup(3, 32)], contents) == 8 * 32
+    contents.change(removed=[(1, names[3])])
+    assert (0, names[3]) in contents
+    assert resident_tokens(names, 32, contents.groups(), contents) == 0
 
 
 def test_a_tier_s_clearing_clears_only_what_lies_on_the_device() -> None:

@@ -13,15 +13,20 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import psutil
 import pytest
 import zmq
 
+from deepinfer.control_plane.prompts.asked import CHATS, prompt_of
+from deepinfer.control_plane.prompts.probing import asking, mismatch
+from deepinfer.control_plane.prompts.reader import PromptReader
 from deepinfer.engine_shim.client import EngineCall, EngineClient
-from deepinfer.engine_shim.kv_contents import BlockKey, KvBlock, block_digest
-from deepinfer.engine_shim.kv_mirror import KvMirror, mirrored
+from deepinfer.engine_shim.kv_chain import chain, extra_digest, next_name, token_bytes
+from deepinfer.engine_shim.kv_contents import BlockKey, by_group, digest_of
+from deepinfer.engine_shim.kv_mirror import KeySet, KvMirror
 from deepinfer.engine_shim.kv_residency import resident_tokens
 from deepinfer.fleet.launch import EngineLaunch
 from tests.fleet import Fleet, eventually
@@ -73,6 +78,7 @@ def fresh_subscriber(fleet: Fleet) -> tuple[set[BlockKey], int]:
     (launch,) = Path(fleet.home).rglob("launch.json")
     socket = EngineLaunch.model_validate_json(launch.read_bytes()).socket.with_suffix(".kv") / "replay"
     held: set[BlockKey] = set()
+    names: dict[int | None, int] = {None: 0}
     given_up = 0
     with zmq.Context() as context, context.socket(zmq.DEALER) as replays:
         replays.set_hwm(0)
@@ -81,7 +87,8 @@ def fresh_subscriber(fleet: Fleet) -> tuple[set[BlockKey], int]:
         replays.send_multipart([b"", bytes(8)])
         while (frames := replays.recv_multipart())[-2] != END:
             for event in msgspec.msgpack.decode(frames[-1])[1]:
-                said = {(event.get("group_idx") or 0, said) for said in event.get("block_hashes", ())}
+                _learn(names, event)
+                said = {(event.get("group_idx") or 0, names[said]) for said in event.get("block_hashes", ())}
                 match event["type"]:
                     case "BlockStored":
                         held |= said
@@ -93,13 +100,29 @@ def fresh_subscriber(fleet: Fleet) -> tuple[set[BlockKey], int]:
     return held, given_up
 
 
-def shims_set(fleet: Fleet) -> KvMirror:
-    """As a router sees it: the first whole snapshot, its digest checked."""
+def _learn(names: dict[int | None, int], event: dict[str, Any]) -> None:
+    parent = names.get(event.get("parent_block_hash"), 0)
+    for at, said in enumerate(event.get("block_hashes", ()) if event["type"] == "BlockStored" else ()):
+        extra = (event.get("extra_keys") or {at: None})[at]
+        tokens = token_bytes(event["token_ids"][at * BLOCK : (at + 1) * BLOCK])
+        parent = names[said] = next_name(parent, tokens, extra_digest(extra))
 
-    async def look() -> KvMirror:
-        client, mirror, copy = EngineClient(fleet.wait_ready("chat")[0]["endpoint"]), KvMirror(), KvMirror()
+
+class Copy(KvMirror):
+    """As a router sees it."""
+
+    def __init__(self) -> None:
+        self.held = KeySet()
+        super().__init__(self.held)
+
+
+def shims_set(fleet: Fleet) -> Copy:
+    """The first whole snapshot, its digest checked."""
+
+    async def look() -> Copy:
+        client, copy = EngineClient(fleet.wait_ready("chat")[0]["endpoint"]), Copy()
         try:
-            async with aclosing(mirrored(client, mirror)) as states:
+            async with aclosing(client.watch(kv=True)) as states:  # type: ignore[type-var]
                 async for state in states:
                     copy.apply(state)
                     if copy.whole:
@@ -111,13 +134,9 @@ def shims_set(fleet: Fleet) -> KvMirror:
     return asyncio.run(look())
 
 
-def shims_set_when(fleet: Fleet, condition: Callable[[KvMirror], bool]) -> KvMirror:
+def shims_set_when(fleet: Fleet, condition: Callable[[Copy], bool]) -> Copy:
     """Events come a little after the answers they belong to."""
     return eventually(lambda: [mirror for mirror in [shims_set(fleet)] if condition(mirror)])[0]
-
-
-def keys(mirror: KvMirror) -> set[BlockKey]:
-    return {block.key for block in mirror.blocks()}
 
 
 def reset_prefix_cache(fleet: Fleet) -> None:
@@ -140,10 +159,9 @@ def test_the_shim_s_set_is_what_a_fresh_subscriber_computes(chat: Fleet) -> None
             reset_prefix_cache(chat)
     held, given_up = fresh_subscriber(chat)
     assert given_up > 0, "nothing was ever evicted, so this showed nothing"
-    mirror = shims_set_when(chat, lambda mirror: keys(mirror) == held)
-    assert mirror.digest == sum(map(block_digest, held)) % 2**64
+    mirror = shims_set_when(chat, lambda mirror: mirror.held == held)
+    assert mirror.digest == digest_of(by_group(held))
     assert [(group.block_size, group.tail) for group in mirror.groups] == [(BLOCK, 0)]
-    assert all(block.token_ids for block in mirror.blocks())
 
 
 def test_a_prompt_just_answered_is_resident_and_a_salted_one_is_another(chat: Fleet) -> None:
@@ -151,24 +169,40 @@ def test_a_prompt_just_answered_is_resident_and_a_salted_one_is_another(chat: Fl
     complete(chat, prompt)
     complete(chat, prompt, salt="secret")
 
-    first = tuple(prompt[:BLOCK])
+    tokens = token_bytes(prompt)
+    plain, salted = chain(tokens, BLOCK), chain(tokens, BLOCK, extra=extra_digest(["secret"]))
+    assert not set(plain) & set(salted)
+    mirror = shims_set_when(chat, lambda mirror: mirror.held >= {(0, name) for name in plain + salted})
+    assert resident_tokens(plain, BLOCK, mirror.groups, mirror.held) == 4 * BLOCK
+    assert resident_tokens(salted, BLOCK, mirror.groups, mirror.held) == 4 * BLOCK
 
-    def roots(mirror: KvMirror) -> list[KvBlock]:
-        return [block for block in mirror.blocks() if not block.parent and block.token_ids == first]
 
-    mirror = shims_set_when(chat, lambda mirror: len(roots(mirror)) == 2)
-    plain, salted = sorted(roots(mirror), key=lambda block: bool(block.extra))
-    assert (plain.extra == 0, salted.extra == 0) == (True, False)
-    by_parent = {(b.parent, b.token_ids): b.hash for b in mirror.blocks()}
-    chain = [plain.hash]
-    while (following := by_parent.get((chain[-1], first))) is not None:
-        chain.append(following)
-    assert resident_tokens(chain, BLOCK, mirror.groups, mirror) == 4 * BLOCK
+def test_the_blocks_of_a_chat_are_foreseen_from_its_words(chat: Fleet) -> None:
+    async def reader() -> PromptReader:
+        client = EngineClient(chat.wait_ready("chat")[0]["endpoint"])
+        try:
+            reader = PromptReader.of(await client.prompt_files((await client.info()).prompt_digest))
+            assert await mismatch(reader, asking(client), "chat") == ""
+            return reader
+        finally:
+            await client.close()
+
+    words = "The sea is wide,\n and  it's 3,141 km naïvely 日本 <|im_end|> away. " * 4
+    parts = [{"type": "text", "text": "Be brief."}, {"type": "text", "text": words}]
+    messages = [{"role": "system", "content": parts}, {"role": "user", "content": words}]
+    answered = {"role": "assistant", "content": "It is."}
+    prompt = prompt_of(CHATS, {"messages": [*messages, answered, messages[1]]})
+    assert prompt is not None
+    names = chain(asyncio.run(reader()).read(prompt), BLOCK)
+    assert len(names) > 5
+    body = {"model": "chat", "messages": [*messages, answered, messages[1]], "max_tokens": 2, "temperature": 0}
+    assert chat.http.post("/v1/chat/completions", json=body, timeout=300).status_code == 200
+    shims_set_when(chat, lambda mirror: mirror.held >= {(0, name) for name in names})
 
 
 def test_killing_the_engine_gives_a_new_epoch_and_an_empty_set(chat: Fleet) -> None:
     complete(chat, [9] * BLOCK * 3)
-    before = shims_set_when(chat, lambda mirror: len(mirror) >= 3)
+    before = shims_set_when(chat, lambda mirror: len(mirror.held) >= 3)
     replica = chat.wait_ready("chat")[0]
     for process in [psutil.Process(replica["pid"]), *psutil.Process(replica["pid"]).children(recursive=True)]:
         os.kill(process.pid, signal.SIGKILL)
@@ -176,7 +210,7 @@ def test_killing_the_engine_gives_a_new_epoch_and_an_empty_set(chat: Fleet) -> N
     chat.wait_ready("chat", seconds=600)
     after = shims_set(chat)
     assert after.boot_epoch > before.boot_epoch
-    assert (len(after), after.digest) == (0, 0)
+    assert (len(after.held), after.digest) == (0, 0)
     random_traffic(chat, 6, seed=9)
     held, _ = fresh_subscriber(chat)
-    shims_set_when(chat, lambda mirror: keys(mirror) == held)
+    shims_set_when(chat, lambda mirror: mirror.held == held)

@@ -1,9 +1,9 @@
 """A simulated engine: real timing, batching, KV cache and KV contents; made-up words.
 
 It behaves like an engine with continuous batching: all running requests advance together, one token a step; a step's
-prefill is cut into chunks so that it does not hold up the others for long; requests wait in order until the batch and
-the cache have room. Steps end by the event loop's clock: between requests nothing runs. Limits: one step's decoding
-costs the same at any batch size, and a request reserves room for its whole answer at its start.
+prefill is cut into chunks; requests wait in order until the step, the batch and the cache have room. Steps end by the
+event loop's clock: between requests nothing runs. Limits: one step's decoding costs the same at any batch size, and a
+request reserves room for its whole answer at its start.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from typing import Final
 
 from deepinfer.engine_shim.engine_args import SimArgs
 from deepinfer.engine_shim.engines.sim_blocks import BlockCache, chained_blocks
 from deepinfer.engine_shim.engines.sim_core import SimCore
 from deepinfer.engine_shim.engines.sim_script import Script
+from deepinfer.engine_shim.engines.sim_sequence import Sequence, Step
 from deepinfer.engine_shim.engines.sim_totals import SimTotals
+from deepinfer.engine_shim.engines.sim_transfer import SimTransfers, lends, offer_in
 from deepinfer.engine_shim.kv_contents import KvContents, KvGroup
 from deepinfer.engine_shim.text.tokenizer import Tokenizer
 from deepinfer.engine_shim.token_engine import (
@@ -37,40 +38,6 @@ _STEP_TOKENS: Final = 2048
 _DEFAULT_CONTEXT: Final = 8192
 
 
-@dataclass(eq=False)
-class _Sequence:
-    """One request on its way. The last token's KV is not there yet: it is computed by the next step."""
-
-    request: TokenRequest
-    answer: tuple[int, ...]
-    deltas: asyncio.Queue[TokenDelta] = field(default_factory=asyncio.Queue)
-    made: int = 0
-    uncomputed: int = 0  # prompt tokens still to prefill
-    cached: int = 0
-    blocks: list[int] = field(default_factory=list)  # hashes held
-    reserved: int = 0
-    over: bool = False
-    since: float = 0.0  # its admission, then its latest token
-
-    def computed(self) -> int:
-        return len(self.request.token_ids) - self.uncomputed + max(0, self.made - 1)
-
-    def all_tokens(self) -> tuple[int, ...]:
-        return self.request.token_ids + self.answer[: self.made]
-
-
-@dataclass(frozen=True)
-class _Step:
-    """What is being computed now."""
-
-    started: float
-    decoding: tuple[_Sequence, ...]
-    prefill: tuple[tuple[_Sequence, int], ...]  # and how many of its tokens
-
-    def prefill_tokens(self) -> int:
-        return sum(tokens for _, tokens in self.prefill)
-
-
 class SimEngine:
     """A `TokenEngine` without weights. Lives on the event loop it is used on."""
 
@@ -82,18 +49,18 @@ class SimEngine:
         max_model_len: int | None = None,
         core: SimCore | None = None,
     ) -> None:
-        room = args.kv_blocks * args.block_size
         self.info = EngineInfo(
             model=model,
             engine="sim",
             engine_version="1",
-            max_model_len=min(max_model_len or _DEFAULT_CONTEXT, room),
+            max_model_len=min(max_model_len or _DEFAULT_CONTEXT, args.kv_blocks * args.block_size),
             kv_block_size=args.block_size,
             kv_blocks=args.kv_blocks,
             dtype="none",
             memory_bytes=args.memory_bytes,
             eos_token_ids=tokenizer.eos_token_ids,
             max_running=args.max_num_seqs,
+            transfers_kv=True,
         )
         self.kv = KvContents(time.time_ns())
         self.kv.describe(KvGroup(0, args.block_size))
@@ -104,9 +71,10 @@ class SimEngine:
         self._script = Script.of(tokenizer)
         self._vocabulary = tokenizer.vocab_size
         self._cache = BlockCache(args.kv_blocks, self.kv)
-        self._waiting: deque[_Sequence] = deque()
-        self._running: list[_Sequence] = []
-        self._step: _Step | None = None
+        self._transfers = SimTransfers(args, self._cache, self._wake)
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []
+        self._step: Step | None = None
         self._timer: asyncio.Handle | None = None
         self._prefill_rate = 0.0
         self._token_seconds = 0.0
@@ -116,7 +84,12 @@ class SimEngine:
         if prompt >= self.info.max_model_len:
             raise ContextTooLong(prompt, self.info.max_model_len)
         room = self.info.max_model_len - prompt
-        sequence = _Sequence(request, self._script.answer(request.token_ids, request.sampling)[:room])
+        if offer := offer_in(request.transfer):
+            await self._transfers.fetch(offer, request.token_ids)
+        keeps = lends(request.transfer)
+        if keeps:
+            await self._transfers.listen()
+        sequence = Sequence(request, self._script.answer(request.token_ids, request.sampling)[:room], keeps)
         self._waiting.append(sequence)
         self._wake()
         try:
@@ -149,6 +122,7 @@ class SimEngine:
 
     async def close(self) -> None:
         self._stop()
+        self._transfers.close()
         if self._core is not None:
             await self._core.close()
         for sequence in (*self._running, *self._waiting):
@@ -166,8 +140,11 @@ class SimEngine:
 
     def _begin_step(self) -> None:
         self._admit()
+        if not self._running:
+            self._stop()  # until blocks that are kept for another engine are free
+            return
         loop = asyncio.get_running_loop()
-        self._step = step = _Step(loop.time(), *self._chosen())
+        self._step = step = Step(loop.time(), *self._chosen())
         seconds = step.prefill_tokens() / self._args.prefill_tokens_per_second
         seconds += self._args.seconds_per_output_token if step.decoding else 0.0
         self._timer = loop.call_at(step.started + seconds, self._end_step if self._core is None else self._ask_core)
@@ -179,26 +156,28 @@ class SimEngine:
             self._core.beat(lambda: self._end_step() if self._step is step else None)
 
     def _admit(self) -> None:
-        """In order: a request that does not fit holds up those behind it, or it might wait for ever."""
-        while self._waiting and len(self._running) < self._args.max_num_seqs and self._fits(self._waiting[0]):
+        """In order, as long as the next step has tokens for them. One that does not fit holds up those behind it."""
+        budget = _STEP_TOKENS - sum(sequence.uncomputed for sequence in self._running)
+        seats = self._args.max_num_seqs - len(self._running)
+        while self._waiting and min(budget, seats) > 0 and self._fits(self._waiting[0]):
             self._running.append(self._waiting.popleft())
+            budget, seats = budget - self._running[-1].uncomputed, seats - 1
         self._cache.publish()
 
-    def _fits(self, sequence: _Sequence) -> bool:
+    def _fits(self, sequence: Sequence) -> bool:
         prompt, size = sequence.request.token_ids, self._args.block_size
-        hashes = [block.hash for block in chained_blocks(prompt[:-1], size)]  # the last one gives the first logits
-        held = self._cache.acquire(hashes)
+        names = [block.name for block in chained_blocks(prompt[:-1], size)]  # the last one gives the first logits
+        held = self._cache.acquire(names)
         needed = -(-(len(prompt) + len(sequence.answer)) // size) - held
         if not self._cache.reserve(needed):
-            self._cache.release(hashes[:held], 0)
+            self._cache.release(names[:held], 0)
             return False
-        sequence.blocks, sequence.reserved = hashes[:held], needed
-        sequence.cached = held * size
+        sequence.blocks, sequence.reserved, sequence.cached = names[:held], needed, held * size
         sequence.uncomputed = len(prompt) - sequence.cached
         sequence.since = asyncio.get_running_loop().time()
         return True
 
-    def _chosen(self) -> tuple[tuple[_Sequence, ...], tuple[tuple[_Sequence, int], ...]]:
+    def _chosen(self) -> tuple[tuple[Sequence, ...], tuple[tuple[Sequence, int], ...]]:
         decoding = tuple(s for s in self._running if not s.uncomputed)
         prefill, budget = [], _STEP_TOKENS
         for sequence in self._running:
@@ -223,7 +202,7 @@ class SimEngine:
         if self._running or self._waiting:
             self._begin_step()
 
-    def _advance(self, sequence: _Sequence) -> None:
+    def _advance(self, sequence: Sequence) -> None:
         if not sequence.uncomputed:
             sequence.made += 1
         self._store(sequence)
@@ -234,13 +213,13 @@ class SimEngine:
             if delta.finish_reason is not None:
                 self._end(sequence)
 
-    def _count(self, sequence: _Sequence, now: float) -> None:
+    def _count(self, sequence: Sequence, now: float) -> None:
         if sequence.made == 1:
             self.totals.prompt(len(sequence.request.token_ids), sequence.cached, now - sequence.since)
         self.totals.token(None if sequence.made == 1 else now - sequence.since)
         sequence.since = now
 
-    def _store(self, sequence: _Sequence) -> None:
+    def _store(self, sequence: Sequence) -> None:
         """Blocks that this step filled."""
         size, known = self._args.block_size, len(sequence.blocks)
         full = sequence.computed() // size
@@ -248,19 +227,23 @@ class SimEngine:
             parent = sequence.blocks[-1] if known else 0
             for block in chained_blocks(sequence.all_tokens()[known * size : full * size], size, parent):
                 self._cache.store(block)
-                sequence.blocks.append(block.hash)
+                sequence.blocks.append(block.name)
                 sequence.reserved -= 1
 
-    def _delta(self, sequence: _Sequence) -> TokenDelta:
+    def _delta(self, sequence: Sequence) -> TokenDelta:
         token = sequence.answer[sequence.made - 1]
+        finish, prompt, transfer = self._finish(sequence, token), len(sequence.request.token_ids), None
+        if finish is not None and sequence.lends:
+            transfer = self._transfers.lend(sequence.blocks[: prompt // self._args.block_size], prompt)
         return TokenDelta(
             token_ids=(token,),
             logprobs=self._logprobs(token, sequence.request.sampling.logprobs),
-            finish_reason=self._finish(sequence, token),
+            finish_reason=finish,
             cached_tokens=sequence.cached,
+            transfer=transfer,
         )
 
-    def _finish(self, sequence: _Sequence, token: int) -> FinishReason | None:
+    def _finish(self, sequence: Sequence, token: int) -> FinishReason | None:
         sampling = sequence.request.sampling
         stops = () if sampling.ignore_eos else self.info.eos_token_ids
         if sequence.made > sampling.min_tokens and (token in stops or token in sampling.stop_token_ids):
@@ -274,7 +257,7 @@ class SimEngine:
         top = tuple(((token + at) % self._vocabulary, -0.6931 * (at + 1)) for at in range(alternatives))
         return (TokenLogprob(token, -0.6931, top),)
 
-    def _end(self, sequence: _Sequence) -> None:
+    def _end(self, sequence: Sequence) -> None:
         """Finished or aborted: its room is free at once."""
         if sequence.over:
             return
@@ -287,7 +270,7 @@ class SimEngine:
         if not self._running and not self._waiting:
             self._stop()
 
-    def _measure(self, step: _Step, seconds: float) -> None:
+    def _measure(self, step: Step, seconds: float) -> None:
         """Exponentially weighted; a step that did both says nothing about either."""
         if step.decoding and not step.prefill:
             self._token_seconds = _mean(self._token_seconds, seconds)

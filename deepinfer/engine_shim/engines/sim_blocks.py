@@ -1,4 +1,4 @@
-"""A simulated engine's KV cache: blocks by hash, shared by prefix, given up in LRU order.
+"""A simulated engine's KV cache: blocks by name, shared by prefix, given up in LRU order.
 
 Counts only; there is nothing in the blocks. A block is in use (a running request needs it), idle (kept for a later
 prompt with the same beginning), or not there. A request reserves what it may need at its start, so none is preempted.
@@ -6,26 +6,20 @@ prompt with the same beginning), or not there. A request reserves what it may ne
 
 from __future__ import annotations
 
-import hashlib
-from array import array
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
+from deepinfer.engine_shim.kv_chain import next_name, token_bytes
 from deepinfer.engine_shim.kv_contents import BlockKey, KvBlock, KvContents
 
 
 def chained_blocks(token_ids: Sequence[int], block_size: int, parent: int = 0) -> Iterator[KvBlock]:
-    """The full blocks of a sequence; each hash covers everything before it."""
+    """The full blocks of a sequence that follow `parent`."""
     for start in range(0, len(token_ids) - block_size + 1, block_size):
         tokens = tuple(token_ids[start : start + block_size])
-        block = KvBlock(_hash(parent, tokens), parent, tokens)
+        block = KvBlock(next_name(parent, token_bytes(tokens)), parent, tokens)
         yield block
-        parent = block.hash
-
-
-def _hash(parent: int, tokens: tuple[int, ...]) -> int:
-    digest = hashlib.blake2b(parent.to_bytes(8, "little") + array("I", tokens).tobytes(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") or 1  # 0 is the root
+        parent = block.name
 
 
 class BlockCache:
@@ -45,12 +39,12 @@ class BlockCache:
         """Blocks that running requests hold."""
         return len(self._users) + self._reserved
 
-    def acquire(self, hashes: Sequence[int]) -> int:
-        """Hold the longest prefix of `hashes` that is here; the answer is how many."""
-        for held, block_hash in enumerate(hashes):
-            if not self._hold(block_hash):
+    def acquire(self, names: Sequence[int]) -> int:
+        """Hold the longest prefix of `names` that is here; the answer is how many."""
+        for held, name in enumerate(names):
+            if not self._hold(name):
                 return held
-        return len(hashes)
+        return len(names)
 
     def reserve(self, blocks: int) -> bool:
         """Set room aside, at the expense of idle blocks. False, and nothing changes, when there is not enough."""
@@ -65,18 +59,30 @@ class BlockCache:
     def store(self, block: KvBlock) -> None:
         """A reserved block is full now. If another request made the same one, its room is given back."""
         self._reserved -= 1
-        if not self._hold(block.hash):
-            self._users[block.hash] = 1
+        if not self._hold(block.name):
+            self._users[block.name] = 1
             self._stored.append(block)
 
-    def release(self, hashes: Sequence[int], reserved: int) -> None:
+    def release(self, names: Sequence[int], reserved: int) -> None:
         """A request is over. Its last blocks become the oldest: a prefix is worth more than what follows it."""
         self._reserved -= reserved
-        for block_hash in reversed(hashes):
-            self._users[block_hash] -= 1
-            if not self._users[block_hash]:
-                del self._users[block_hash]
-                self._idle[block_hash] = None
+        for name in reversed(names):
+            self._users[name] -= 1
+            if not self._users[name]:
+                del self._users[name]
+                self._idle[name] = None
+
+    def receive(self, blocks: Sequence[KvBlock]) -> None:
+        """Blocks that another engine computed, for the next prompt that has them; none, if not all find room."""
+        names = [block.name for block in blocks]
+        held = self.acquire(names)
+        if not self.reserve(len(blocks) - held):
+            self.release(names[:held], 0)
+            return
+        for block in blocks[held:]:
+            self.store(block)
+        self.release(names, 0)
+        self.publish()
 
     def publish(self) -> None:
         """Tell what changed since the last time."""
@@ -86,12 +92,12 @@ class BlockCache:
             self._contents.change(removed=gone)  # first: a block may have gone and come back
             self._contents.change(stored=stored)
 
-    def _hold(self, block_hash: int) -> bool:
-        if block_hash in self._idle:
-            del self._idle[block_hash]
-            self._users[block_hash] = 1
-        elif block_hash in self._users:
-            self._users[block_hash] += 1
+    def _hold(self, name: int) -> bool:
+        if name in self._idle:
+            del self._idle[name]
+            self._users[name] = 1
+        elif name in self._users:
+            self._users[name] += 1
         else:
             return False
         return True

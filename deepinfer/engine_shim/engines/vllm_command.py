@@ -23,6 +23,7 @@ def command_line(launch: EngineLaunch) -> list[str]:
         "max_model_len": launch.max_model_len,
         "quantization": launch.quantization,
         "tensor_parallel_size": launch.tensor_parallel_size,
+        "enable_prompt_tokens_details": True,  # what was cached: OpenAI's answers tell it, and routers compare it
     }
     if launch.device != "cpu":
         fields["gpu_memory_utilization"] = launch.gpu_memory_utilization

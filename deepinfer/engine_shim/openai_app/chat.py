@@ -13,7 +13,7 @@ from deepinfer.engine_shim.openai_app.logprobs import chat_logprobs
 from deepinfer.engine_shim.openai_app.responses import send_json
 from deepinfer.engine_shim.openai_app.serving import Serving
 from deepinfer.engine_shim.openai_app.usage import Usage
-from deepinfer.engine_shim.openai_app.whole_answer import WholeChoice, whole
+from deepinfer.engine_shim.openai_app.whole_answer import WholeChoice, closing, whole
 from deepinfer.engine_shim.served_engine import Send
 from deepinfer.engine_shim.text.tokenizer import Tokenizer
 from deepinfer.engine_shim.text_generation import TextDelta
@@ -27,18 +27,19 @@ async def chat_completions(serving: Serving, body: bytes, send: Send) -> None:
     generator = serving.generator
     tokens = await serving.chat_tokens(request.prompt(), add_special_tokens=request.add_special_tokens)
     fitting = generator.fitting(len(tokens), request.max_tokens, param="messages")
+    transfer = serving.transfer(request.kv_transfer_params, request.n)
     sampling = request.sampling(fitting, request.wanted_logprobs(), generator.tokenizer.vocab_size)
     if request.stream:
         head = serving.head("chatcmpl", "chat.completion.chunk")
-        choices = Choices(head["id"], (tokens,), (sampling,), request.shape(), request.n)
+        choices = Choices(head["id"], (tokens,), (sampling,), request.shape(), request.n, transfer=transfer)
         chunks = ChatChunks(head, generator.tokenizer, request)
         await stream(generator, choices, chunks.of, send, chunks.usage)
     else:
         head = serving.head("chatcmpl", "chat.completion")
-        choices = Choices(head["id"], (tokens,), (sampling,), request.shape(), request.n)
+        choices = Choices(head["id"], (tokens,), (sampling,), request.shape(), request.n, transfer=transfer)
         made, usage = await whole(generator, choices)
         listed = [_choice(number, choice, request, generator.tokenizer) for number, choice in enumerate(made)]
-        await send_json(send, head | {"choices": listed, "usage": usage.json()})
+        await send_json(send, head | {"choices": listed} | closing(made, usage))
 
 
 def _choice(number: int, choice: WholeChoice, request: ChatRequest, tokenizer: Tokenizer) -> dict[str, Any]:

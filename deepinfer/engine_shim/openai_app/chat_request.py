@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import msgspec
 from pydantic import AliasChoices, Field
 
 from deepinfer.engine_shim.openai_app.generation_request import GenerationRequest
 from deepinfer.engine_shim.text.chat_template import ChatPrompt
+from deepinfer.engine_shim.text.tool_words import shown_call, shown_tool
 from deepinfer.fleet.errors import InvalidRequest
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
@@ -48,7 +48,7 @@ class ChatRequest(GenerationRequest):
         effort = {} if self.reasoning_effort is None else {"reasoning_effort": self.reasoning_effort}
         return ChatPrompt(
             messages=[_message(at, message) for at, message in enumerate(self.messages)],
-            tools=self.tools or None,
+            tools=[shown_tool(tool) for tool in self.tools] or None,
             add_generation_prompt=self.add_generation_prompt,
             continue_final_message=self.continue_final_message,
             variables=effort | self.chat_template_kwargs,
@@ -56,24 +56,24 @@ class ChatRequest(GenerationRequest):
 
 
 def _message(at: int, message: dict[str, Any]) -> dict[str, Any]:
-    """As templates want it: content is one text, the arguments of tool calls are values."""
+    """As templates want it: the arguments of tool calls are values."""
     role = message.get("role")
     if role not in Role.__args__:  # type: ignore[attr-defined]
         known = ", ".join(Role.__args__)  # type: ignore[attr-defined]
         raise InvalidRequest(f"'messages.{at}.role' must be one of {known}.", param=f"messages.{at}.role")
     content = _content(at, message.get("content"), optional=role == "assistant")
-    calls = {"tool_calls": [_tool_call(call) for call in message["tool_calls"]]} if message.get("tool_calls") else {}
+    calls = {"tool_calls": [shown_call(call) for call in message["tool_calls"]]} if message.get("tool_calls") else {}
     return message | {"content": content} | calls
 
 
-def _content(at: int, content: Any, *, optional: bool) -> str:
-    """Parts are joined as vLLM does it. An assistant that only called tools said nothing."""
+def _content(at: int, content: Any, *, optional: bool) -> str | list[dict[str, Any]]:
+    """An assistant that only called tools said nothing."""
     if isinstance(content, str):
         return content
     if content is None and optional:
-        return ""
+        return []
     if isinstance(content, Sequence) and not isinstance(content, bytes) and content:
-        return "\n".join(_part(at, number, part) for number, part in enumerate(content))
+        return [{"type": "text", "text": _part(at, number, part)} for number, part in enumerate(content)]
     raise InvalidRequest(
         f"'messages.{at}.content' must be a text or a list of text parts.", param=f"messages.{at}.content"
     )
@@ -85,14 +85,3 @@ def _part(at: int, number: int, part: Any) -> str:
     kind = part.get("type") if isinstance(part, dict) else type(part).__name__
     place = f"messages.{at}.content.{number}"
     raise InvalidRequest(f"'{place}': parts of type {kind!r} are not supported by this engine.", param=place)
-
-
-def _tool_call(call: Any) -> Any:
-    function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
-        return call
-    try:
-        arguments = msgspec.json.decode(function["arguments"] or "{}")
-    except msgspec.DecodeError:
-        return call  # the model wrote them; the template shows them as they are
-    return call | {"function": function | {"arguments": arguments}}

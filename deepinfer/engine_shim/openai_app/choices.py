@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from typing import Any
 
 from deepinfer.engine_shim.text_generation import TextDelta, TextGenerator, TextShape
 from deepinfer.engine_shim.token_engine import SamplingParams, TokenRequest
@@ -24,6 +25,7 @@ class Choices:
     shape: TextShape
     n: int
     generated: int = 0  # the last tokens of the prompt that are of an answer
+    transfer: Mapping[str, Any] | None = None  # of the one prompt's KV
 
     def __len__(self) -> int:
         return len(self.prompts) * self.n
@@ -34,7 +36,7 @@ class Choices:
             for choice in range(self.n):
                 seed = None if sampling.seed is None else sampling.seed + choice
                 identity = f"{self.id}-{at * self.n + choice}"
-                yield TokenRequest(identity, prompt, replace(sampling, seed=seed), self.generated)
+                yield TokenRequest(identity, prompt, replace(sampling, seed=seed), self.generated, self.transfer)
 
     async def run(self, generator: TextGenerator, take: Take) -> None:
         """Until all have ended. The first failure ends all; a cancelled `run` aborts them in the engine."""

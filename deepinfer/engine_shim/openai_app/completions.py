@@ -13,7 +13,7 @@ from deepinfer.engine_shim.openai_app.logprobs import completion_logprobs
 from deepinfer.engine_shim.openai_app.responses import send_json
 from deepinfer.engine_shim.openai_app.serving import Serving
 from deepinfer.engine_shim.openai_app.usage import Usage
-from deepinfer.engine_shim.openai_app.whole_answer import WholeChoice, whole
+from deepinfer.engine_shim.openai_app.whole_answer import WholeChoice, closing, whole
 from deepinfer.engine_shim.served_engine import Send
 from deepinfer.engine_shim.text.tokenizer import Tokenizer
 from deepinfer.engine_shim.text_generation import TextDelta
@@ -31,7 +31,8 @@ async def completions(serving: Serving, body: bytes, send: Send) -> None:
     samplings = tuple(_sampling(serving, request, len(ids)) for ids in tokens)
     head = serving.head("cmpl", "text_completion")
     generated = min(request.generated_tokens, *map(len, tokens))
-    choices = Choices(head["id"], tokens, samplings, request.shape(), request.n, generated)
+    transfer = serving.transfer(request.kv_transfer_params, len(prompts) * request.n)
+    choices = Choices(head["id"], tokens, samplings, request.shape(), request.n, generated, transfer)
     tokenizer = serving.generator.tokenizer
     echoes = [_echo(tokenizer, prompt, request) for prompt in prompts for _ in range(request.n)]
     if request.stream:
@@ -43,7 +44,7 @@ async def completions(serving: Serving, body: bytes, send: Send) -> None:
             _choice(at, echo, choice, tokenizer) for at, (echo, choice) in enumerate(zip(echoes, made, strict=True))
         ]
         listed = listed if request.logprobs is not None else [choice | {"logprobs": None} for choice in listed]
-        await send_json(send, head | {"choices": listed, "usage": usage.json()})
+        await send_json(send, head | {"choices": listed} | closing(made, usage))
 
 
 async def _tokens(serving: Serving, prompt: Prompt, request: CompletionRequest) -> tuple[int, ...]:

@@ -80,6 +80,7 @@ class GenerationRequest(RequestBody):
     min_tokens: int = Field(default=0, ge=0)
     ignore_eos: bool = False
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]] = {}
+    kv_transfer_params: dict[str, Any] = {}
 
     def model_post_init(self, context: Any, /) -> None:
         if self.model_extra:

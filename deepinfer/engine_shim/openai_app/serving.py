@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -39,6 +40,17 @@ class Serving:
         long = sum(len(str(message.get("content"))) for message in prompt.messages) > _LONG_TEXT
         text = await asyncio.to_thread(template.render, prompt) if long else template.render(prompt)
         return await self.tokens(text, add_special_tokens=add_special_tokens)
+
+    def transfer(self, given: Mapping[str, Any], answers: int) -> Mapping[str, Any] | None:
+        """`kv_transfer_params`, if there are any. Raises `InvalidRequest`."""
+        if not given:
+            return None
+        if not self.generator.info.transfers_kv:
+            raise InvalidRequest("'kv_transfer_params' is not supported by this engine.", param="kv_transfer_params")
+        if answers > 1:
+            reason = "'kv_transfer_params' are of one answer to one prompt; ask for them one by one."
+            raise InvalidRequest(reason, param="kv_transfer_params")
+        return given
 
     def head(self, prefix: str, kind: str) -> dict[str, Any]:
         """The fields every answer begins with."""

@@ -53,7 +53,6 @@ _REFUSED: Final[dict[str, tuple[Any, ...]]] = {
     "repetition_detection": (),
     "watermarking": (False,),
     "cache_salt": (),  # it would keep callers' caches apart
-    "kv_transfer_params": ({},),
     "ec_transfer_params": ({},),
     "vllm_xargs": ({},),
 }

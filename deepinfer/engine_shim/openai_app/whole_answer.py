@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from deepinfer.engine_shim.openai_app.choices import Choices
 from deepinfer.engine_shim.openai_app.usage import Usage
@@ -17,6 +19,7 @@ class WholeChoice:
     text: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    transfer: Mapping[str, Any] | None = None
 
 
 async def whole(generator: TextGenerator, choices: Choices) -> tuple[list[WholeChoice], Usage]:
@@ -29,6 +32,13 @@ async def whole(generator: TextGenerator, choices: Choices) -> tuple[list[WholeC
         choice.text += delta.text
         choice.logprobs += delta.logprobs
         choice.finish_reason = delta.finish_reason
+        choice.transfer = delta.transfer
 
     await choices.run(generator, take)
     return made, usage
+
+
+def closing(made: list[WholeChoice], usage: Usage) -> dict[str, Any]:
+    """The fields every whole answer ends with. What is to be transferred is told under vLLM's name for it."""
+    transfer = {"kv_transfer_params": made[0].transfer} if made[0].transfer is not None else {}
+    return {"usage": usage.json()} | transfer

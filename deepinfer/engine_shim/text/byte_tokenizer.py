@@ -12,7 +12,8 @@ from deepinfer.engine_shim.text.detokenizer import ByteDetokenizer
 BOS: Final = 256
 START: Final = 257
 END: Final = 258
-_SPECIAL: Final = {"<|endoftext|>": BOS, "<|im_start|>": START, "<|im_end|>": END}
+SPECIAL: Final = {"<|endoftext|>": BOS, "<|im_start|>": START, "<|im_end|>": END}
+split_at_special: Final = re.compile("(" + "|".join(map(re.escape, SPECIAL)) + ")").split
 _TEMPLATE: Final = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -27,13 +28,12 @@ class ByteTokenizer:
 
     def __init__(self) -> None:
         self.chat_template: ChatTemplate | None = ChatTemplate(_TEMPLATE, {"eos_token": "<|im_end|>"})
-        self._split = re.compile("(" + "|".join(map(re.escape, _SPECIAL)) + ")").split
-        self._texts = {token_id: text.encode() for text, token_id in _SPECIAL.items()}
+        self._texts = {token_id: text.encode() for text, token_id in SPECIAL.items()}
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         tokens: list[int] = []  # add_special_tokens adds none here: there is no BOS this engine wants
-        for part in self._split(text):
-            tokens += [_SPECIAL[part]] if part in _SPECIAL else part.encode("utf-8", "replace")
+        for part in split_at_special(text):
+            tokens += [SPECIAL[part]] if part in SPECIAL else part.encode("utf-8", "replace")
         return tokens
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:

@@ -13,21 +13,25 @@ from datetime import datetime
 from typing import Any, Final, NoReturn
 
 import jinja2
+import jinja2.meta
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
+from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from deepinfer.engine_shim.text.content_format import wants_parts
 from deepinfer.fleet.errors import EngineWillNotStart, InvalidRequest
 
 Message = Mapping[str, Any]
 
+_OF_LOOPS: Final = frozenset({"first", "last", "index", "index0"})
 _MARK: Final = "CONTINUE_FINAL_MESSAGE_TAG "
 
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
-    """A chat to render. `variables` are the request's chat_template_kwargs."""
+    """A chat to render. Content is a text, or a list of text parts. `variables` are the chat_template_kwargs."""
 
     messages: Sequence[Message]
     tools: Sequence[Mapping[str, Any]] | None = None
@@ -40,15 +44,20 @@ class ChatTemplate:
     """A compiled template and the special tokens it may name (bos_token, eos_token, …)."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        environment = _environment()
         try:
-            self._template = _environment().from_string(source)
+            self._template = environment.from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise EngineWillNotStart(f"The model's chat template is not valid Jinja: {error}.") from error
+        self._template.globals = dict(self._template.globals)  # from a ChainMap, which each rendering copies slowly
         self._special_tokens = dict(special_tokens)
+        syntax = environment.parse(source)
+        self._in_parts = wants_parts(syntax)
+        self.variables = frozenset(jinja2.meta.find_undeclared_variables(syntax))
 
     def render(self, prompt: ChatPrompt) -> str:
         """`InvalidRequest` when the template refuses the messages."""
-        messages = [dict(message) for message in prompt.messages]
+        messages = [self._shown(message) for message in prompt.messages]
         if prompt.continue_final_message:
             if prompt.add_generation_prompt:
                 reason = "continue_final_message and add_generation_prompt exclude each other; set one to false."
@@ -62,12 +71,28 @@ class ChatTemplate:
             raise InvalidRequest(f"The model's chat template refuses this chat: {error}.", param="messages") from error
         return _until_mark(text) if prompt.continue_final_message else text
 
+    def _shown(self, message: Message) -> Message:
+        """Its content in the shape that this template wants; what tools said is always a text."""
+        content = message.get("content")
+        if isinstance(content, str):
+            if self._in_parts and message["role"] != "tool":
+                return {**message, "content": [{"type": "text", "text": content}]}
+        elif isinstance(content, list) and not (self._in_parts and message["role"] != "tool"):
+            texts = [part["text"] for part in content]
+            return {**message, "content": "\n".join(texts if self._in_parts else filter(None, texts))}
+        return message
 
-def _mark_final(messages: list[dict[str, Any]]) -> None:
+
+def _mark_final(messages: list[Message]) -> None:
     content = messages[-1].get("content") if messages else None
-    if not isinstance(content, str):
+    if isinstance(content, list) and content:
+        last = content[-1]
+        marked: Any = [*content[:-1], {**last, "text": last["text"] + _MARK}]
+    elif isinstance(content, str):
+        marked = content + _MARK
+    else:
         raise InvalidRequest("continue_final_message needs a last message with text.", param="continue_final_message")
-    messages[-1]["content"] = content + _MARK
+    messages[-1] = {**messages[-1], "content": marked}
 
 
 def _until_mark(text: str) -> str:
@@ -88,10 +113,17 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Asks nothing of a loop's counters, which templates look at for every message and are safe."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if type(obj) is LoopContext and attribute in _OF_LOOPS:
+            return getattr(obj, attribute)
+        return super().getattr(obj, attribute)
+
+
 def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
+    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from deepinfer.fleet.errors import EngineWillNotStart, ModelUnavailable
 
@@ -12,10 +14,16 @@ from deepinfer.fleet.errors import EngineWillNotStart, ModelUnavailable
 class ModelFolder:
     """A Hugging Face style folder. Missing files say nothing; unreadable ones are refused."""
 
-    def __init__(self, path: Path) -> None:
+    @classmethod
+    def at(cls, path: Path) -> Self:
         if not path.is_dir():
             raise ModelUnavailable(f"There is no model folder {path} on this node.")
-        self._path = path
+        return cls(lambda name: (path / name).read_bytes(), str(path))
+
+    def __init__(self, read: Callable[[str], bytes], where: str) -> None:
+        """`read` gives a file's content; `FileNotFoundError`, or a `KeyError` where files are no files."""
+        self._read = read
+        self._where = where
         self._tokenizer_config = self._json("tokenizer_config.json")
 
     def special_tokens(self) -> dict[str, str]:
@@ -26,13 +34,25 @@ class ModelFolder:
 
     def chat_template(self) -> str | None:
         """chat_template.jinja, else the tokenizer_config's (its "default" one, when it has several)."""
-        file = self._path / "chat_template.jinja"
-        if file.is_file():
-            return file.read_text(encoding="utf-8")
+        with suppress(FileNotFoundError, KeyError):
+            return self._read("chat_template.jinja").decode()
         template = self._tokenizer_config.get("chat_template")
         if isinstance(template, list):
             template = next((each.get("template") for each in template if each.get("name") == "default"), None)
         return template if isinstance(template, str) else None
+
+    def has_template_for_tools(self) -> bool:
+        """Another one than `chat_template`, which transformers takes when there are tools."""
+        with suppress(FileNotFoundError, KeyError):
+            self._read("chat_template.jinja")
+            return False
+        named = self._tokenizer_config.get("chat_template")
+        return isinstance(named, list) and any(each.get("name") == "tool_use" for each in named)
+
+    def added_tokens(self) -> dict[int, dict[str, Any]]:
+        """By their ids, as tokenizer_config.json says them."""
+        said = self._tokenizer_config.get("added_tokens_decoder")
+        return {int(number): token for number, token in said.items()} if isinstance(said, dict) else {}
 
     def eos_token_ids(self) -> tuple[int, ...]:
         """Of generation_config.json, else of config.json; beside the tokenizer's own."""
@@ -44,11 +64,11 @@ class ModelFolder:
 
     def _json(self, name: str) -> dict[str, Any]:
         try:
-            content = json.loads((self._path / name).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            content = json.loads(self._read(name).decode())
+        except (FileNotFoundError, KeyError):
             return {}
         except (OSError, ValueError) as error:
-            raise EngineWillNotStart(f"{self._path / name} cannot be read: {error}.") from error
+            raise EngineWillNotStart(f"{self._where}/{name} cannot be read: {error}.") from error
         return content if isinstance(content, dict) else {}
 
 

@@ -21,7 +21,7 @@ class ModelTokenizer:
     """Of tokenizer.json, with the special tokens and the chat template that lie beside it."""
 
     def __init__(self, folder: Path) -> None:
-        model = ModelFolder(folder)
+        model = ModelFolder.at(folder)
         self._tokenizer = _loaded(folder / "tokenizer.json")
         self._byte_level = isinstance(self._tokenizer.decoder, decoders.ByteLevel)
         added = self._tokenizer.get_added_tokens_decoder()
@@ -80,7 +80,15 @@ def _loaded(path: Path) -> Tokenizer:
             f"{path.parent} has no tokenizer.json, which this engine needs; convert the model's tokenizer to one "
             "(transformers' save_pretrained writes it)."
         )
+    return tokenizer_of(path.read_bytes(), str(path))
+
+
+def tokenizer_of(content: bytes, where: str) -> Tokenizer:
+    """A tokenizer.json's, for whole texts: what it says of cutting them off and filling them up is for training."""
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_buffer(content)
     except Exception as error:  # the library raises nothing narrower
-        raise EngineWillNotStart(f"{path} is not a tokenizer this version can read: {error}.") from error
+        raise EngineWillNotStart(f"{where} is not a tokenizer this version can read: {error}.") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer

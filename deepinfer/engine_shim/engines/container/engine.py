@@ -164,7 +164,8 @@ class ContainerEngine:
             async with asyncio.TaskGroup() as tasks:
                 looking = [tasks.create_task(self._load_watch.run(), name="load")]
                 if self._container.kv_events is not None:
-                    events = follow(self._container.kv_events, self._kv, worked=self._load_watch.ended)
+                    folder, grain = self._container.kv_events, self._capacity.block_size
+                    events = follow(folder, self._kv, grain, worked=self._load_watch.ended)
                     looking.append(tasks.create_task(events, name="KV events"))
                 reason = await self._unhealthy()
                 for task in looking:

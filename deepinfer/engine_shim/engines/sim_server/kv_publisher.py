@@ -86,7 +86,7 @@ class _Publisher:
         for run in _runs(change.stored):
             yield {
                 "type": "BlockStored",
-                "block_hashes": [block.hash for block in run],
+                "block_hashes": [block.name for block in run],
                 "parent_block_hash": run[0].parent or None,
                 "token_ids": [token for block in run for token in block.token_ids],
                 "block_size": self._contents.groups()[0].block_size,
@@ -99,7 +99,7 @@ def _runs(blocks: tuple[KvBlock, ...]) -> Iterator[list[KvBlock]]:
     """Blocks that follow one another in one sequence are told together."""
     run: list[KvBlock] = []
     for block in blocks:
-        if run and block.parent != run[-1].hash:
+        if run and block.parent != run[-1].name:
             yield run
             run = []
         run.append(block)

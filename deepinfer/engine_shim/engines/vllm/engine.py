@@ -77,7 +77,8 @@ class VllmEngine:
         await engine.reset_mm_cache()  # the dummy data it was measured with
         await self._parts.enter_async_context(app.router.lifespan_context(app))
         if self._loaded.kv_events is not None:
-            events = follow(self._loaded.kv_events, self.kv, worked=self._loaded.meter.finished)
+            grain = self._loaded.engine.vllm_config.cache_config.block_size
+            events = follow(self._loaded.kv_events, self.kv, grain, worked=self._loaded.meter.finished)
             self._parts.push_async_callback(_ended, asyncio.create_task(events, name="KV events"))
         environment.settle()
         return app

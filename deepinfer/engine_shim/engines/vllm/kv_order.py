@@ -48,7 +48,10 @@ class BatchOrder:
             if len(self._ahead) < _AHEAD:
                 self._ahead[sequence] = payload
             return True
-        return (sequence, payload) != (self._next - 1, self._last)
+        if (sequence, payload) == (self._next - 1, self._last):
+            return False
+        self._settled = False  # of another process, what comes next may have the very number that is waited for
+        return True
 
     def ask(self) -> int:
         """The number a replay has to begin with. What `replayed` is given from now on is the answer."""

@@ -23,7 +23,9 @@ import zmq
 import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
 
-from deepinfer.engine_shim.engines.vllm.kv_events import EventDecoder, apply
+from deepinfer.engine_shim.engines.vllm.kv_effects import apply
+from deepinfer.engine_shim.engines.vllm.kv_events import EventDecoder
+from deepinfer.engine_shim.engines.vllm.kv_names import BlockNames
 from deepinfer.engine_shim.engines.vllm.kv_order import BatchOrder
 from deepinfer.engine_shim.kv_contents import KvContents
 from deepinfer.fleet.errors import EngineWillNotStart
@@ -73,14 +75,15 @@ def _replay_endpoint(folder: Path) -> str:
     return f"ipc://{folder}/replay"
 
 
-async def follow(folder: Path, contents: KvContents, *, worked: asyncio.Event | None = None) -> NoReturn:
+async def follow(folder: Path, contents: KvContents, grain: int, *, worked: asyncio.Event | None = None) -> NoReturn:
     """Keep `contents` what the engine says, until cancelled; the engine need not be there yet, and may come again.
 
+    `grain`: tokens of its smallest block.
     Whoever sees the engine work may set `worked`: then a batch is missed even if it was the only one.
     """
     with _context() as context:
         while True:
-            await _Connection(context, folder, contents).run(worked or asyncio.Event())
+            await _Connection(context, folder, _Contents(contents, BlockNames(grain))).run(worked or asyncio.Event())
             log.warning("vLLM's engine core has ended its KV events; what it held is forgotten.")
             contents.restart(time.time_ns())
 
@@ -98,28 +101,30 @@ def _context() -> Iterator[zmq.asyncio.Context]:
 class _Contents:
     """The sink of the batches."""
 
-    def __init__(self, contents: KvContents) -> None:
+    def __init__(self, contents: KvContents, names: BlockNames) -> None:
         self._contents = contents
+        self._names = names
         self._decoder = EventDecoder()
 
     def take(self, payload: bytes) -> None:
         try:
-            apply(self._decoder.decode(payload), self._contents)
+            apply(self._decoder.decode(payload), self._names, self._contents)
         except msgspec.DecodeError as error:
             self.lost(f"a batch cannot be read: {error}")
 
     def lost(self, why: str) -> None:
         log.warning("KV events of vLLM were lost (%s); what it held is forgotten, and learned anew.", why)
+        self._names.forget()
         self._contents.restart(time.time_ns())
 
 
 class _Connection:
     """From one connection to the publisher to its end."""
 
-    def __init__(self, context: zmq.asyncio.Context, folder: Path, contents: KvContents) -> None:
+    def __init__(self, context: zmq.asyncio.Context, folder: Path, contents: _Contents) -> None:
         self._context = context
         self._folder = folder
-        self._order = BatchOrder(_Contents(contents))
+        self._order = BatchOrder(contents)
         self._replay_wanted = asyncio.Event()
         self._check: asyncio.TimerHandle | None = None
 

@@ -9,6 +9,8 @@ from typing import Any, Final
 from deepinfer.engine_shim.token_engine import EngineLoad
 
 _NEWEST_WEIGHS: Final = 0.1
+_TELLING_TOKENS: Final = 32
+"""Of a prompt: what fewer take is mostly a step's own time."""
 
 
 class LoadMeter:
@@ -19,7 +21,7 @@ class LoadMeter:
         self.finished = asyncio.Event()  # set when requests have ended; whoever waits for it clears it
         self._running: dict[int, int] = {}
         self._kv_usage: dict[int, float] = {}
-        self._prefill_rate = 0.0
+        self._prefill_tokens = self._prefill_rates = 0.0  # of the latest prompts, the older the less
         self._token_seconds = 0.0
 
     def load(self, unfinished: int, waiting_tokens: int, kv_blocks: int) -> EngineLoad:
@@ -31,7 +33,7 @@ class LoadMeter:
             waiting=unfinished - running,
             waiting_prefill_tokens=waiting_tokens,
             kv_blocks_used=round(usage * kv_blocks) if unfinished else 0,
-            prefill_tokens_per_second=self._prefill_rate,
+            prefill_tokens_per_second=self._prefill_rates / self._prefill_tokens if self._prefill_tokens else 0.0,
             seconds_per_output_token=self._token_seconds,
         )
 
@@ -53,8 +55,12 @@ class LoadMeter:
 
     def _learn_prefill(self, request: Any) -> None:
         computed = request.num_prompt_tokens - getattr(request, "num_cached_tokens", 0)
-        if computed > 0 and request.prefill_time > 0:
-            self._prefill_rate = _blended(self._prefill_rate, computed / request.prefill_time)
+        if computed >= _TELLING_TOKENS and request.prefill_time > 0:
+            # Weighed by tokens, as a short prompt's time is mostly a step's own; and a mean of rates, not the whole
+            # time through the whole work: one that a kernel was compiled for first would count for many others.
+            self._prefill_tokens += computed - _NEWEST_WEIGHS * self._prefill_tokens
+            rates = computed * computed / request.prefill_time
+            self._prefill_rates += rates - _NEWEST_WEIGHS * self._prefill_rates
 
 
 def stat_logger(base: type, meter: LoadMeter) -> Callable[[Any, int], Any]:
