@@ -51,6 +51,8 @@ def deploy(
     node_selector: spec.NodeSelector = None,
     anti_affinity: spec.AntiAffinity = None,
     strategy: spec.Strategy = None,
+    routing: spec.Routing = None,
+    role: spec.Role = None,
     max_surge: spec.MaxSurge = None,
     max_unavailable: spec.MaxUnavailable = None,
     rollout_deadline: spec.RolloutDeadline = None,

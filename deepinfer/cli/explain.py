@@ -6,19 +6,35 @@ from typing import Annotated
 
 import typer
 
+from deepinfer.cli.explained_request import explain_request
+from deepinfer.cli.failures import InvalidInput
 from deepinfer.cli.options import DEFAULT_SERVER, Address, Format, Output, connect, print_json, tell_if_stale
 from deepinfer.cli.patience import patience
 from deepinfer.cli.tables import print_table
 from deepinfer.cli.views import View
 
+_ROLES = {
+    "prefill": "computes prompts for the decode replicas of its model, and answers nobody",
+    "decode": "answers; a prefill replica of its model computes prompts first, where there is one and it pays",
+}
+
 
 def explain(
-    name: Annotated[str, typer.Argument(help="The deployment's name.")],
+    name: Annotated[str, typer.Argument(help="The deployment's name, or the word request.")],
+    request: Annotated[str, typer.Argument(metavar="[ID]", help="A request's id, as its X-Request-Id says.")] = "",
     *,
     output: Format = Output.TABLE,
     server: Address = DEFAULT_SERVER,
 ) -> None:
-    """Show why a deployment's replicas are where they are, and for each device why or why not."""
+    """Show why a deployment's replicas are where they are, and for each device why or why not.
+
+    `explain request ID` shows why a request went to its replica, and what each one would have cost.
+    """
+    if request:
+        if name != "request":
+            raise InvalidInput(f"Say `deepinfer explain {name}`, or `deepinfer explain request {request}`.")
+        explain_request(request, output, server)
+        return
     with connect(server) as api:
         with patience("asking the server for its reasons"):
             told = api.explanation(name)
@@ -33,6 +49,8 @@ def _print(told: View) -> None:
     if told["missing"]:
         waits = f"; waits for {told['waits_for']}" if told["waits_for"] else ""
         typer.echo(f"{told['missing']} of {told['name']} without a place{waits}")
+    if words := _ROLES.get(told.get("role", "")):
+        typer.echo(f"role {told['role']}: {words}")
     if told["replicas"]:
         rows = [[r["id"], r["node"], ",".join(r["devices"]), r["why"]] for r in told["replicas"]]
         print_table(("REPLICA", "NODE", "DEVICES", "WHY"), rows)

@@ -76,6 +76,9 @@ class Server:
     def explanation(self, name: str) -> View:
         return _object(self._ask("GET", f"{_path('deployments', name)}/explain"))
 
+    def routing(self, request: str) -> View:
+        return _object(self._ask("GET", _path("routing", request)))
+
     def rollout(self, name: str) -> View:
         return _object(self._ask("GET", f"{_path('deployments', name)}/rollout"))
 

@@ -40,6 +40,10 @@ AntiAffinity = Annotated[
     list[str] | None, typer.Option(metavar="NAME", help="A deployment, itself perhaps, to share no node with.")
 ]
 Strategy = Annotated[str | None, typer.Option(help="Which nodes it prefers: spread or pack.")]
+Routing = Annotated[
+    str | None, typer.Option(help="How requests find a replica: kv, session, least-loaded, round-robin or random.")
+]
+Role = Annotated[str | None, typer.Option(help="What it computes of a request: both, prefill or decode.")]
 MaxSurge = Annotated[int | None, typer.Option(help="Replicas above the wanted number in a rollout.")]
 MaxUnavailable = Annotated[int | None, typer.Option(help="Replicas below it in a rollout.")]
 RolloutDeadline = Annotated[
@@ -52,7 +56,7 @@ NewGenerationPercent = Annotated[
 _AS_THEY_ARE = (
     *("model", "name", "engine", "engine_version", "backend", "docker_image", "model_path", "device"),
     *("tensor_parallel_size", "gpu_memory_utilization", "replicas", "dtype", "quantization", "max_model_len"),
-    *("priority", "anti_affinity", "strategy"),
+    *("priority", "anti_affinity", "strategy", "routing", "role"),
 )
 
 

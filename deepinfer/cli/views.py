@@ -58,8 +58,10 @@ def replicas_of(deployment: View) -> list[View]:
     return list(deployment["replica_list"])
 
 
-DEPLOYMENT_COLUMNS = ("NAME", "MODEL", "ENGINE", "READY", "PHASE", "MESSAGE")
-REPLICA_COLUMNS = ("ID", "DEPLOYMENT", "NODE", "DEVICES", "PHASE", "RESTARTS", "MEMORY", "ENDPOINT", "MESSAGE")
+DEPLOYMENT_COLUMNS = ("NAME", "MODEL", "ENGINE", "READY", "PHASE", "ROLE", "MESSAGE")
+REPLICA_COLUMNS = (
+    *("ID", "DEPLOYMENT", "NODE", "DEVICES", "PHASE", "RESTARTS", "MEMORY", "ENDPOINT", "ROLE", "MESSAGE"),
+)
 NODE_COLUMNS = ("NAME", "STATE", "DEVICES", "ENGINES", "CONTAINERS", "REPLICAS", "VERSION", "MESSAGE")
 CONDITION_COLUMNS = ("CONDITION", "HOLDS", "SINCE", "REASON", "MESSAGE")
 
@@ -67,15 +69,21 @@ CONDITION_COLUMNS = ("CONDITION", "HOLDS", "SINCE", "REASON", "MESSAGE")
 def deployment_row(view: View) -> list[str]:
     status = view["status"]
     ready = f"{status['ready']}/{status['wanted']}"
-    return [view["name"], view["model"], view["engine"], ready, status["phase"], status["message"]]
+    shown = [view["name"], view["model"], view["engine"], ready, status["phase"]]
+    return [*shown, _role(view), status["message"]]
 
 
 def replica_row(view: View) -> list[str]:
     """What is to end is not called ready: its agent may not have heard of it, or may never."""
     phase = "draining" if view["intent"] == "drain" else view["phase"] or "pending"
     where = [view["id"], view["deployment"], view["node"], ",".join(view["devices"])]
-    seen = [phase, str(view["restarts"]), size(view["memory_bytes"]), view["endpoint"] or "-"]
+    seen = [phase, str(view["restarts"]), size(view["memory_bytes"]), view["endpoint"] or "-", _role(view)]
     return [*where, *seen, "; ".join(filter(None, [view["why"], _unverified(view), view["message"]]))]
+
+
+def _role(view: View) -> str:
+    """Of a server that knows of roles."""
+    return str(view.get("role", "both"))
 
 
 def _unverified(view: View) -> str:

@@ -57,10 +57,12 @@ class Look:
 
 
 def look(server: Server, name: str) -> Look:
-    """Ready means ready to be asked: the router follows a moment after the engine's word."""
+    """Ready means ready to be asked: the router follows a moment after the engine's word. Who only prefills is asked by
+    nobody."""
     view = server.deployment(name)
     progress = progress_of(view)
-    if view["status"]["phase"] == "ready" and not server.routes_to(name):
+    is_asked = view.get("role") != "prefill"
+    if view["status"]["phase"] == "ready" and is_asked and not server.routes_to(name):
         progress = Progress(Outcome.PENDING, f"{name}: the router connects to it")
     return Look(view, progress)
 

@@ -58,7 +58,10 @@ async def run(orders: Orders) -> None:
         watching = tasks.create_task(_watch_main_process(siblings, asked_to_stop))
         gateway = Gateway(parts, OnDemand(connection, parts.replicas.answering))
         door = front_door(gateway, keys, serve)
-        async with siblings.answering(parts.metrics.page), AsyncExitStack() as server:
+        async with (
+            siblings.answering(parts.metrics.page, parts.admission.router.decisions.told),
+            AsyncExitStack() as server,
+        ):
             how = Listening(parts.drain, serve, Sharing.JOINS, Shortcut(door, gateway.relay, parts.drain))
             listen = partial(server.enter_async_context, listening(door, serve.host, serve.port, how))
             await run_until(asked_to_stop, _follow_fleet(orders.config, connection, (parts, keys), listen))

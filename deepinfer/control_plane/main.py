@@ -60,7 +60,7 @@ async def run(config: Config) -> None:
         sharing = Sharing.SHARES if serve.gateways > 1 else Sharing.ALONE
         how = Listening(parts.drain, serve, sharing, Shortcut(door, gateway.relay, parts.drain))
         async with (
-            siblings.answering(parts.metrics.page),
+            siblings.answering(parts.metrics.page, parts.admission.router.decisions.told),
             OtherGateways(siblings) as others,
             listening(door, serve.host, serve.port, how) as port,
         ):

@@ -50,6 +50,10 @@ class ResponseNotFound(errors.DeepinferError):
     """Responses are kept by the engine that made them, if at all; say which: ?model=NAME."""
 
 
+class DecisionNotKnown(errors.DeepinferError):
+    """How a request's replica was chosen is not remembered."""
+
+
 class StreamInterrupted(errors.EngineFailed):
     """The engine failed in the middle of an answer that cannot be continued."""
 
@@ -151,6 +155,7 @@ TOLD: dict[type[errors.DeepinferError], Told] = {
     EncodedBody: Told(415, "invalid_request_error", "encoded_body"),
     TooManyConnections: Told(503, "service_unavailable", "too_many_connections"),
     MethodNotAllowed: Told(405, "invalid_request_error", "method_not_allowed"),
+    DecisionNotKnown: Told(404, "invalid_request_error", "request_not_known"),
     ResponseNotFound: Told(404, "invalid_request_error", "response_not_found"),
     StreamInterrupted: Told(502, "server_error", "stream_interrupted"),
     ForeignOrigin: Told(403, "permission_error", "foreign_origin"),

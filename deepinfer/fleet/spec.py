@@ -113,6 +113,24 @@ class Strategy(StrEnum):
     PACK = "pack"  # where the fewest devices stay free, so that large replicas find whole nodes
 
 
+class RoutingPolicy(StrEnum):
+    """Which of a deployment's replicas a request goes to."""
+
+    KV = "kv"  # where it costs the least time, by what each one holds, has to do and can do
+    SESSION = "session"  # where its session was before; a new one to whoever is least loaded
+    LEAST_LOADED = "least-loaded"
+    ROUND_ROBIN = "round-robin"
+    RANDOM = "random"
+
+
+class ReplicaRole(StrEnum):
+    """Which part of a request its replicas compute."""
+
+    BOTH = "both"
+    PREFILL = "prefill"  # prompts only, for those that decode the same model
+    DECODE = "decode"  # answers; a prompt too where that is quicker, or nobody else can
+
+
 class RolloutPolicy(Record):
     """How replicas are replaced when the deployment changes, or must leave their node."""
 
@@ -147,6 +165,8 @@ class DeploymentSpec(Record):
     anti_affinity: tuple[Name, ...] = ()  # deployments, itself perhaps, that no node of its replicas may also run
     strategy: Strategy = Strategy.SPREAD
     rollout: RolloutPolicy = Field(default_factory=RolloutPolicy)
+    routing: RoutingPolicy = RoutingPolicy.KV
+    role: ReplicaRole = ReplicaRole.BOTH  # the router's business: no engine is restarted for it
 
     @property
     def docker_options(self) -> DockerOptions:

@@ -64,6 +64,7 @@ class Line(msgspec.Struct):
     bytes: int
     disconnected: bool
     continued: bool
+    prefilled_by: str  # another replica than the one that answered
 
 
 _encode = msgspec.json.Encoder().encode
@@ -191,4 +192,5 @@ def _line(request: Measured) -> Line:
         request.sent_bytes,
         request.status == CLIENT_GONE,
         request.is_continued,
+        request.prefilled_by,
     )

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from deepinfer.control_plane.gateway.drain_rate import DrainRate
 from deepinfer.control_plane.gateway.measured import Measured
@@ -22,9 +24,11 @@ from deepinfer.control_plane.gateway.openai_models import nobody_for
 from deepinfer.control_plane.gateway.work import Experience
 from deepinfer.control_plane.openai_errors import Overloaded
 from deepinfer.control_plane.router.candidate import RoutedRequest
-from deepinfer.control_plane.router.choose import choose, trusted
+from deepinfer.control_plane.router.choose import eligible, trusted
+from deepinfer.control_plane.router.connection import Connection
 from deepinfer.control_plane.router.loan import Loan
 from deepinfer.control_plane.router.replicas import Replicas
+from deepinfer.control_plane.router.router import Router
 from deepinfer.fleet.errors import DeepinferError
 
 LONGEST_RETRY_SECONDS: Final = 300
@@ -50,6 +54,7 @@ class Asked(Struct, frozen=True):
     size: int = 0
     deadline: float = math.inf
     is_alias: bool = False  # its engines know the model by their deployment's name only
+    request: RoutedRequest = RoutedRequest("")
 
 
 @dataclass(eq=False, slots=True)
@@ -80,6 +85,7 @@ class Admission:
     """Of one gateway; told by `replicas` when there may be room."""
 
     def __init__(self, replicas: Replicas, limits: QueueLimits | None = None) -> None:
+        self.router = Router()
         self._replicas = replicas
         self._limits = limits or QueueLimits()
         self._traffic: dict[str, ModelTraffic] = {}
@@ -112,20 +118,25 @@ class Admission:
     def another(self, asked: Asked, tried: frozenset[str]) -> Loan | None:
         """A replica for a request that had its turn, and failed on those that it tried: it does not wait again."""
         candidates = self._replicas.ready(asked.model)
-        request = RoutedRequest(asked.model, tried)
+        request = replace(asked.request, tried=tried)
         split = self._replicas.split(asked.model)
-        chosen = choose(trusted(candidates), request, split) or choose(candidates, request, split)
-        return None if chosen is None else self._replicas.lend(chosen, asked.work)
+        left = eligible(trusted(candidates), request, split) or eligible(candidates, request, split)
+        return self._lend(left, asked, request) if left else None
 
     def _seat(self, asked: Asked) -> Loan | None:
         candidates, now = self._replicas.ready(asked.model), self._now()
         if not candidates:
             raise nobody_for(self._replicas, asked.model)
-        request, split, fit = RoutedRequest(asked.model), self._replicas.split(asked.model), trusted(candidates)
-        chosen = choose(fit, request, split)
-        if chosen is not None and not chosen.has_room(asked.work, now):
-            chosen = choose([c for c in fit if c.has_room(asked.work, now)], request, split)
-        return None if chosen is None else self._replicas.lend(chosen, asked.work)
+        split = self._replicas.split(asked.model)
+        fit = [candidate for candidate in trusted(candidates) if candidate.has_room(asked.work, now)]
+        left = eligible(fit, asked.request, split)
+        return self._lend(left, asked, asked.request) if left else None
+
+    def _lend(self, candidates: Sequence[Connection], asked: Asked, request: RoutedRequest) -> Loan:
+        choice = self.router.choose(candidates, request, self._replicas.turn, self._now())
+        loan = self._replicas.lend(choice, asked.work)
+        self.router.took(choice, self.traffic(asked.model).experience.bytes_a_token)
+        return loan
 
     async def _wait(self, asked: Asked, measured: Measured) -> Turn:
         traffic, came = self.traffic(asked.model), self._now()

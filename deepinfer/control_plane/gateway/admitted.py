@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from time import perf_counter
+from typing import Final
+
+import msgspec
 
 from deepinfer.control_plane.gateway.admission import Asked, Turn
 from deepinfer.control_plane.gateway.asgi import Headers
@@ -12,6 +15,10 @@ from deepinfer.control_plane.gateway.drain_rate import DrainRate
 from deepinfer.control_plane.gateway.measured import Measured
 from deepinfer.control_plane.openai_errors import QUEUE_POSITION, QUEUE_SECONDS
 from deepinfer.control_plane.router.loan import Loan
+
+REPLICA: Final = b"x-deepinfer-replica"
+ROUTING: Final = b"x-deepinfer-routing"
+"""JSON: why it is that one, with every term of every candidate."""
 
 
 class Admitted:
@@ -32,7 +39,11 @@ class Admitted:
 
     def headers(self, now: float) -> Headers:
         """Of ours, for its answer."""
-        return ((b"x-request-id", self.measured.request_id), *self.bill.headers(now), *self.queued)
+        own = ((b"x-request-id", self.measured.request_id), *self.bill.headers(now), *self.queued)
+        if not self.request.explains:
+            return own
+        decision = (self.measured.loan or self.loan).decision
+        return (*own, (REPLICA, decision.chosen.encode()), (ROUTING, msgspec.json.encode(decision.told())))
 
     def end(self, now: float) -> None:
         """Whatever became of it: what it was measured as says so."""

@@ -3,6 +3,7 @@
 *     what is below MANAGEMENT_PATHS                          the management API
 *     any path with ?model=NAME                               relayed to an engine (relay.py), as it is
 *     /v1/models, /v1/models/NAME, /health, /ready, /metrics  answered here (GET)
+*     /v1/routing/ID                                          answered here: why a request went to its replica (GET)
 POST  everything else: its body names a model                 relayed to an engine
 *     RELAYED_PATHS, /v1/responses/ID                         refused here: 405, 404
 *     the rest: /docs and what is nowhere, lifespan included  the management API
@@ -23,7 +24,7 @@ from deepinfer.control_plane.gateway.openai_models import model_list, one_model
 from deepinfer.control_plane.gateway.parts import Parts
 from deepinfer.control_plane.gateway.relay import Relay
 from deepinfer.control_plane.gateway.relayed_paths import RELAYED_PATHS
-from deepinfer.control_plane.openai_errors import GatewayEnds, MethodNotAllowed, ResponseNotFound
+from deepinfer.control_plane.openai_errors import DecisionNotKnown, GatewayEnds, MethodNotAllowed, ResponseNotFound
 from deepinfer.fleet.errors import DeepinferError, NoReadyReplica
 
 MANAGEMENT_PATHS = (
@@ -35,9 +36,11 @@ MANAGEMENT_PATHS = (
     "/v1/events",
     "/v1/fleet",
     "/v1/api_keys",
+    "/v1/routing",
     "/api/",
 )
 """What lies below these is never an engine's."""
+ROUTING_PATH = "/v1/routing/"
 Page = Callable[[Caller], Reply | Awaitable[Reply]]
 WHILE_IT_ENDS = frozenset(("/health", "/ready", "/metrics"))
 """What a gateway still answers that drains."""
@@ -51,6 +54,7 @@ class Gateway:
         self._metrics = metrics = parts.metrics
         metrics.ejected_now, replicas.when_ejected = replicas.ejected, metrics.ejected
         self._drain = parts.drain
+        self._decisions, self._siblings = parts.admission.router.decisions, parts.siblings
         self._management = management
         self.relay = Relay(parts)
         self._pages: dict[str, Page] = {
@@ -102,7 +106,15 @@ class Gateway:
     def _page(self, path: str) -> Page | None:
         if path.startswith("/v1/models/"):
             return lambda caller: one_model(self._replicas, caller, path.removeprefix("/v1/models/"))
+        if path.startswith(ROUTING_PATH):
+            return lambda caller: self._decision(path.removeprefix(ROUTING_PATH))
         return self._pages.get(path)
+
+    async def _decision(self, request: str) -> Reply:
+        told = self._decisions.told(request) or await self._siblings.decision(request)
+        if not told:
+            raise DecisionNotKnown(f"No request {request[:128]} is remembered; the newest 1,024 of each gateway are.")
+        return Reply(200, told)
 
     def _ready(self) -> Reply:
         """Whether a load balancer should send requests here; a model that is not ready is no reason not to."""

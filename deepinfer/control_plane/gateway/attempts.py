@@ -14,6 +14,7 @@ from msgspec import Struct
 from deepinfer.control_plane.gateway.admission import Admission, Asked
 from deepinfer.control_plane.gateway.event_errors import EventErrors
 from deepinfer.control_plane.gateway.first_bytes import check_first_event, first_bytes, kind_of, says_nothing
+from deepinfer.control_plane.gateway.kv_transfer import with_transfer
 from deepinfer.control_plane.gateway.measured import Failure, Measured
 from deepinfer.control_plane.gateway.relayed_paths import RELAYED_PATHS
 from deepinfer.control_plane.gateway.renaming import renamed
@@ -48,12 +49,13 @@ class Begun(Struct, frozen=True):
 class Asking(Struct, frozen=True):
     """An attempt under way: the call as this engine knows its model, as it was sent, and its answer to be.
 
-    No `answer`: there was no connection to send it on.
+    No `answer`: there was no connection to send it on. `transfers`: another replica has prefilled the prompt.
     """
 
     call: EngineCall
     sent: EngineCall
     answer: Answer | None
+    transfers: bool = False
 
 
 class Attempts:
@@ -64,14 +66,16 @@ class Attempts:
         self._now = asyncio.get_running_loop().time
         self._budget = RetryBudget(self._now())
 
-    def ask(self, asked: Asked, call: EngineCall, loan: Loan, measured: Measured) -> Asking:
-        """Of the replica that is lent, at once. Whatever goes wrong, the answer tells."""
+    def ask(self, asked: Asked, call: EngineCall, loan: Loan, measured: Measured, transfer: bytes = b"") -> Asking:
+        """Of the replica that is lent, at once. Whatever goes wrong, the answer tells. `transfer`: where KV lies."""
         if not measured.attempts:
             self._budget.earn()
-        measured.sent_to(loan.placement)
+        measured.lent(loan)
         own = renamed(call, loan.deployment) if asked.is_alias else call
         sent = measured.traced(own)
-        return Asking(own, sent, loan.client.ask(sent))
+        if transfer:
+            sent = with_transfer(sent, transfer)
+        return Asking(own, sent, loan.client.ask(sent), bool(transfer))
 
     async def begin(
         self, asked: Asked, call: EngineCall, loan: Loan, measured: Measured, asking: Asking | None = None
@@ -86,6 +90,10 @@ class Attempts:
             except BaseException:
                 loan.give_back()
                 raise
+            if asking.transfers and _may_be_the_transfer(outcome):
+                measured.failed(_reason(outcome))
+                asking = None  # the same replica prefills itself
+                continue
             if isinstance(outcome, Opened) and outcome.answer.status not in TRY_ANOTHER:
                 loan.began()
                 return Begun(outcome, loan, asking.call, tried)
@@ -115,6 +123,14 @@ def _reason(outcome: Opened | EngineFailed) -> Failure:
     if isinstance(outcome, Opened):
         return "status"
     return "connect" if isinstance(outcome, EngineUnreachable) else "broken"
+
+
+def _may_be_the_transfer(outcome: Opened | EngineFailed) -> bool:
+    """What an answer failed of: whoever prefilled the prompt had nothing against the request."""
+    if isinstance(outcome, Opened) and outcome.answer.status >= 400:
+        outcome.answer.cancel()
+        return True
+    return isinstance(outcome, EngineFailed) and not isinstance(outcome, EngineUnreachable)
 
 
 def _judge(loan: Loan, earlier: Loan | None, outcome: Opened | EngineFailed) -> None:

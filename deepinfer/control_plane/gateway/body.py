@@ -22,7 +22,7 @@ from msgspec import Struct
 from deepinfer.control_plane.gateway.asgi import Headers, Receive, Scope
 from deepinfer.control_plane.gateway.body_rules import check_said
 from deepinfer.control_plane.gateway.multipart import is_form, model_in_form
-from deepinfer.control_plane.gateway.plain_chat import plain_chat
+from deepinfer.control_plane.gateway.plain_chat import PlainChat, plain_chat
 from deepinfer.engine_shim.frames import HOP_BY_HOP, EngineCall
 from deepinfer.fleet.errors import InvalidRequest
 
@@ -36,6 +36,10 @@ NOT_PASSED_ON = (
     HOP_BY_HOP | CREDENTIALS | ROUTES_INSIDE | {b"host", b"origin", b"content-type", b"content-length", b"x-request-id"}
 )
 _TIMEOUTS = frozenset((b"x-request-timeout", b"x-stainless-read-timeout"))
+_SESSIONS = frozenset((b"x-session-id", b"x-user-id"))
+_LONGEST_SESSION: Final = 256
+EXPLAIN: Final = b"x-deepinfer-explain"
+"""With any value but 0 or false, the answer's headers say why its replica was chosen."""
 _SECONDS = re.compile(rb"[0-9]{1,7}(\.[0-9]{1,6})?")
 _OURS = token_hex(10).encode()  # of this process: ids of ours are this and a number
 _numbers = count()
@@ -52,6 +56,9 @@ class Wishes(Struct, frozen=True):
     most_tokens: object = None  # of one choice
     choices: object = None
     priority: object = None
+    stream: object = None
+    session: object = None  # what its requests have in common
+    salt: object = None  # of its prompt's KV
 
 
 NO_WISHES = Wishes()
@@ -67,6 +74,9 @@ class ModelRequest(Struct, frozen=True):
     call: EngineCall
     wishes: Wishes = NO_WISHES
     patience: float = 0.0
+    session: str = ""
+    explains: bool = False  # its client wants to know why its replica was chosen
+    said: PlainChat | dict[str, Any] | None = None  # by its JSON body
 
 
 class Sent(Struct, frozen=True):
@@ -75,6 +85,8 @@ class Sent(Struct, frozen=True):
     content_type: bytes
     patience: float
     kept: Headers
+    session: str = ""
+    explains: bool = False
 
 
 def request_id(scope: Scope) -> bytes:
@@ -101,15 +113,16 @@ async def read_request(scope: Scope, receive: Receive, request_id: bytes, domain
     elif model is None or (body and not sent.content_type.startswith(_NO_JSON)):
         fields = read_json(body, domains) if len(body) <= LARGE else await asyncio.to_thread(read_json, body, domains)
         return _json_request(scope, sent, body, fields, request_id)
-    return ModelRequest(model, _call(scope, sent, body, request_id, sent.content_type), patience=sent.patience)
+    return _model_request(_call(scope, sent, body, request_id, sent.content_type), NO_WISHES, sent, model)
 
 
 def json_request(scope: Scope, sent: Sent, body: bytes, request_id: bytes, domains: frozenset[str]) -> ModelRequest:
     """The same of a body that is there, not larger than `LARGE` and no form, without a query. `InvalidRequest`."""
     chat = plain_chat(body)
     if chat is not None:
-        wishes = Wishes(chat.max_tokens or chat.max_completion_tokens, chat.n)
-        return ModelRequest(chat.model, _call(scope, sent, body, request_id, _JSON), wishes, sent.patience)
+        session = chat.prompt_cache_key or chat.user
+        wishes = Wishes(chat.max_tokens or chat.max_completion_tokens, chat.n, stream=chat.stream, session=session)
+        return _model_request(_call(scope, sent, body, request_id, _JSON), wishes, sent, chat.model, chat)
     return _json_request(scope, sent, body, read_json(body, domains), request_id)
 
 
@@ -159,7 +172,10 @@ def _fault(fault: str) -> str:
 
 def _wishes(fields: dict[str, Any]) -> Wishes:
     most = fields.get("max_tokens") or fields.get("max_completion_tokens") or fields.get("max_output_tokens")
-    return Wishes(most, fields.get("n"), fields.get("priority"))
+    session = fields.get("prompt_cache_key") or fields.get("user")
+    return Wishes(
+        most, fields.get("n"), fields.get("priority"), fields.get("stream"), session, fields.get("cache_salt")
+    )
 
 
 def _without_priority(body: bytes) -> bytes:
@@ -187,7 +203,15 @@ def _json_request(scope: Scope, sent: Sent, body: bytes, fields: dict[str, Any],
     if wishes.priority is not None:
         body = _without_priority(body)
     # It was seen to be JSON; an engine may insist on being told so.
-    return ModelRequest(model, _call(scope, sent, body, request_id, _JSON), wishes, sent.patience)
+    return _model_request(_call(scope, sent, body, request_id, _JSON), wishes, sent, model, fields)
+
+
+def _model_request(
+    call: EngineCall, wishes: Wishes, sent: Sent, model: str, said: PlainChat | dict[str, Any] | None = None
+) -> ModelRequest:
+    named = wishes.session if isinstance(wishes.session, str) else ""
+    session = sent.session or named[:_LONGEST_SESSION]
+    return ModelRequest(model, call, wishes, sent.patience, session, sent.explains, said)
 
 
 def _call(scope: Scope, sent: Sent, body: bytes, request_id: bytes, content_type: bytes) -> EngineCall:
@@ -199,12 +223,19 @@ def _call(scope: Scope, sent: Sent, body: bytes, request_id: bytes, content_type
 def read_headers(headers: Iterable[tuple[bytes, bytes]]) -> Sent:
     """Its names are lower case."""
     content_type, patience, kept, named = b"", 0.0, [], b""
+    session, explains = b"", False
     for header in headers:
         name, value = header
         if name not in NOT_PASSED_ON:
             kept.append(header)
+            if not name.startswith(b"x-"):
+                continue
             if name in _TIMEOUTS and not patience and _SECONDS.fullmatch(value):
                 patience = float(value)
+            elif name in _SESSIONS:
+                session = value[:_LONGEST_SESSION]
+            elif name == EXPLAIN:
+                explains = value not in (b"", b"0", b"false")
         elif name == b"content-type":
             content_type = content_type or value
         elif name == b"connection" and value.lower() not in (b"keep-alive", b"close"):
@@ -212,4 +243,4 @@ def read_headers(headers: Iterable[tuple[bytes, bytes]]) -> Sent:
     if named:  # which the client declared to be for this hop only
         own = frozenset(token.strip().lower() for token in named.split(b","))
         kept = [header for header in kept if header[0] not in own]
-    return Sent(content_type, patience, tuple(kept))
+    return Sent(content_type, patience, tuple(kept), session.decode("latin-1"), explains)

@@ -27,6 +27,7 @@ from deepinfer.control_plane.gateway.continuation import (
 from deepinfer.control_plane.gateway.continued_chunks import Rest, Retelling, told_again
 from deepinfer.control_plane.gateway.event_errors import EventErrors
 from deepinfer.control_plane.gateway.kept import Kept
+from deepinfer.control_plane.gateway.renaming import of_length
 from deepinfer.control_plane.gateway.sent_stream import DONE, NotExact, Sent, sent_stream
 from deepinfer.control_plane.gateway.tokens_of import Tokenizing, exact_tokens
 from deepinfer.control_plane.openai_errors import StreamInterrupted
@@ -145,5 +146,4 @@ class _Attempt:
         return answer
 
     def _to(self, path: str, body: bytes) -> EngineCall:
-        headers = tuple(header for header in self._call.headers if header[0] != b"content-length")
-        return replace(self._call, path=path, headers=(*headers, (b"content-length", b"%d" % len(body))), body=body)
+        return replace(self._call, path=path, headers=of_length(self._call.headers, len(body)), body=body)

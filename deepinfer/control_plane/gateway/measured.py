@@ -17,6 +17,7 @@ from deepinfer.engine_shim.frames import EngineCall
 
 if TYPE_CHECKING:
     from deepinfer.control_plane.gateway.metrics import Metrics
+    from deepinfer.control_plane.router.loan import Loan
 
 Failure = Literal["connect", "status", "broken", "timeout"]
 """What an attempt can fail of."""
@@ -27,7 +28,7 @@ class Measured:
 
     status = CLIENT_GONE
     reason = ""  # why it was refused
-    key_name = model = replica = finished = ""
+    key_name = model = replica = prefilled_by = finished = ""
     attempts = pieces = sent_bytes = 0
     tokens = Tokens(0, 0)
     queue_seconds = first_seconds = seconds = 0.0
@@ -36,6 +37,7 @@ class Measured:
     _told: Told | None = None
     _failure: Failure = "broken"
     _flying: ReplicaSeries | None = None
+    loan: Loan | None = None  # of the latest attempt
     _streams = _waits = False
 
     def __init__(self, metrics: Metrics, path: str, request_id: bytes, scope: Scope) -> None:
@@ -73,8 +75,13 @@ class Measured:
         if self._spans is not None:
             self._spans.admitted()
 
-    def sent_to(self, placement: str) -> None:
+    def lent(self, loan: Loan) -> None:
         """An attempt begins, and one that went before is over."""
+        self.loan = loan
+        self.sent_to(loan.placement)
+
+    def sent_to(self, placement: str) -> None:
+        """To a replica."""
         if self.attempts:
             self._counted.retries[self._failure] += 1
         self._land()
@@ -84,6 +91,23 @@ class Measured:
         self._flying.running += 1
         if self._spans is not None:
             self._spans.sent_to(placement, self.model)
+
+    def prefills(self, placement: str) -> None:
+        """Another replica computes the prompt, before any attempt."""
+        self.prefilled_by = placement
+        self._flying = self._metrics.replica(self.model, placement)
+        self._flying.running += 1
+        if self._spans is not None:
+            self._spans.sent_to(placement, self.model)
+
+    def prefilled(self, outcome: str) -> None:
+        """`separate`, or why the replica that answers prefills itself."""
+        self._counted.prefills[outcome] += 1
+        self._land()
+        if outcome != "separate":
+            self.prefilled_by = ""
+            if self._spans is not None:
+                self._spans.failed(outcome)
 
     def traced(self, call: EngineCall) -> EngineCall:
         """What this attempt's engine gets: with our place in the trace, if there is one; else as it came."""
@@ -141,6 +165,8 @@ class Measured:
         if self._told is None:
             self._told = self._told_at_its_end()
         self.tokens = self._told.tokens
+        if self.loan is not None and self.attempts == 1 and not self.is_continued:
+            self.loan.told(self.tokens.prompt, self.tokens.cached)
         self._count_model()
         if replica is not None:
             self._count_replica(replica, self._told)

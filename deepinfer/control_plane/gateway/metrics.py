@@ -5,6 +5,7 @@ All in the event loop's thread, so counting takes no locks.
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from deepinfer.control_plane.gateway.access_log import AccessLog
 from deepinfer.control_plane.gateway.asgi import Reply, Scope
 from deepinfer.control_plane.gateway.exposition import Page, labelled
 from deepinfer.control_plane.gateway.measured import Measured
+from deepinfer.control_plane.gateway.routing_series import tell_routing
 from deepinfer.control_plane.gateway.series import ModelSeries, ReplicaSeries, tell_models, tell_replicas
 from deepinfer.control_plane.router.replicas import Replicas
 
@@ -67,6 +69,7 @@ class Metrics:
         page = Page()
         tell_models(page, self._models.values())
         tell_replicas(page, self._replicas.values())
+        tell_routing(page, self._of_fleet.outlooks(), asyncio.get_running_loop().time())
         page.counter(
             "deepinfer_ejections_total",
             "How often a replica was given no requests for a while, for its failures.",

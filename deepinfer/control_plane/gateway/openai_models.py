@@ -9,7 +9,8 @@ import msgspec
 from deepinfer.control_plane.access.caller import Caller
 from deepinfer.control_plane.gateway.asgi import Reply
 from deepinfer.control_plane.openai_errors import ModelNotAllowed
-from deepinfer.control_plane.router.replicas import Replicas, ServedModel
+from deepinfer.control_plane.router.replicas import Replicas
+from deepinfer.control_plane.router.served_models import ServedModel
 from deepinfer.fleet.errors import ModelNotServed, NoReadyReplica
 
 NAMES_SHOWN = 5
@@ -27,13 +28,17 @@ def one_model(replicas: Replicas, caller: Caller, name: str) -> Reply:
     for model in replicas.models():
         if model.name == name:
             return Reply(200, msgspec.json.encode(_model(model)))
-    raise nobody_for(replicas, name) if not replicas.knows(name) else NoReadyReplica(_not_ready(replicas, name))
+    if not replicas.knows(name) or replicas.only_prefills(name):
+        raise nobody_for(replicas, name)
+    raise NoReadyReplica(_not_ready(replicas, name))
 
 
 def nobody_for(replicas: Replicas, model: str) -> ModelNotServed | NoReadyReplica:
     """Why no replica can take a request for `model`, with what to do about it."""
     if not replicas.has_view:
         return NoReadyReplica("The gateway has just started and has not read what is deployed; try again shortly.")
+    if replicas.only_prefills(model):
+        return ModelNotServed(f"'{model}' answers no requests: {replicas.waits_for(model)}. {_served(replicas)}")
     if replicas.knows(model):
         return NoReadyReplica(_not_ready(replicas, model))
     return ModelNotServed(f"The model '{model[:200]}' is not served here. {_served(replicas)}")

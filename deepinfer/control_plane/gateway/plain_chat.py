@@ -21,6 +21,10 @@ class _Message(Struct, forbid_unknown_fields=True):
     name: str = ""
 
 
+class _StreamOptions(Struct, forbid_unknown_fields=True):
+    include_usage: bool | None = None
+
+
 class PlainChat(Struct, forbid_unknown_fields=True):
     """Names and meanings are OpenAI's and vLLM's."""
 
@@ -43,6 +47,8 @@ class PlainChat(Struct, forbid_unknown_fields=True):
     top_logprobs: int | None = None
     ignore_eos: bool | None = None
     user: str | None = None
+    prompt_cache_key: str | None = None
+    stream_options: _StreamOptions | None = None
 
 
 _decode: Final = msgspec.json.Decoder(PlainChat).decode

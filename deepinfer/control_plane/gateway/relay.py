@@ -15,6 +15,8 @@ import math
 from collections.abc import Awaitable
 from functools import partial
 
+from msgspec.structs import replace
+
 from deepinfer.control_plane.access.caller import Caller, caller_of, refuse_other_models
 from deepinfer.control_plane.gateway.admission import Asked
 from deepinfer.control_plane.gateway.admitted import Admitted, told_of_queue
@@ -31,6 +33,7 @@ from deepinfer.control_plane.gateway.body import (
 )
 from deepinfer.control_plane.gateway.client_connection import CONNECTION, ClientConnection
 from deepinfer.control_plane.gateway.continuation import CONTINUED_PATHS
+from deepinfer.control_plane.gateway.disaggregation import Disaggregation
 from deepinfer.control_plane.gateway.drain_rate import DrainRate
 from deepinfer.control_plane.gateway.engine_errors import engine_error
 from deepinfer.control_plane.gateway.error_reply import error_reply
@@ -45,7 +48,9 @@ from deepinfer.control_plane.gateway.others import Others
 from deepinfer.control_plane.gateway.parts import Parts
 from deepinfer.control_plane.gateway.passing import BROKEN_OFF, AnswerBrokenOff, Passing, pass_on
 from deepinfer.control_plane.gateway.relayed_paths import RELAYED_PATHS
+from deepinfer.control_plane.gateway.routed import UnreadPrompt, routed_request, with_tokens
 from deepinfer.control_plane.openai_errors import code_of
+from deepinfer.control_plane.router.candidate import RoutedRequest
 from deepinfer.fleet.errors import DeepinferError
 
 
@@ -60,6 +65,7 @@ class Relay:
         self._media_domains = parts.media_domains
         self._continued_paths = CONTINUED_PATHS if parts.continues else frozenset()
         self._attempts = Attempts(parts.admission)
+        self._disaggregation = Disaggregation(parts.replicas, parts.admission, self._attempts)
         self.now = asyncio.get_running_loop().time
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,9 +84,13 @@ class Relay:
         try:
             request = json_request(scope, head.sent, body, our_id, self._media_domains)
             refuse_other_models(caller, request.model, request.call)
-            if not self._replicas.knows(request.model):
+            if not self._replicas.knows(request.model) or self._disaggregation.concerns(request):
                 return None
-            asked = self._asked(request, caller)
+            asked = self._asked(request, caller, our_id)
+            routed = self._routed(asked, request)
+            if isinstance(routed, UnreadPrompt):
+                return None
+            asked = replace(asked, request=routed)
             loan = self._admission.seat(asked)
             if loan is None:
                 return None
@@ -143,9 +153,13 @@ class Relay:
         if not self._replicas.knows(request.model):
             raise nobody_for(self._replicas, request.model)
         measured.goes_to(request.model)
-        asked = self._asked(request, caller)
+        asked = self._asked(request, caller, measured.request_id)
         self._charge(bill, asked, caller)
         with WhileClientListens(measured.scope[CONNECTION]):
+            routed = self._routed(asked, request)
+            if isinstance(routed, UnreadPrompt):
+                routed = await routed.read(asked.request)
+            asked = replace(asked, request=routed)
             turn = await self._admission.turn(asked, measured)
             if asked.is_alias:
                 measured.goes_to(turn.loan.deployment)
@@ -160,6 +174,7 @@ class Relay:
     async def _answer(self, admitted: Admitted, send: Send, asking: Asking | None = None) -> None:
         request, asked, measured = admitted.request, admitted.asked, admitted.measured
         try:
+            asking = asking or await self._disaggregation.ask(admitted)
             begun = await self._attempts.begin(asked, request.call, admitted.loan, measured, asking)
             try:
                 measured.first_byte(begun.opened.errors is not None)
@@ -179,12 +194,17 @@ class Relay:
         is_continued = begun.call.path in self._continued_paths
         return Others(self._admission, asked, begun, measured) if is_continued else None
 
-    def _asked(self, request: ModelRequest, caller: Caller) -> Asked:
+    def _asked(self, request: ModelRequest, caller: Caller, our_id: bytes) -> Asked:
         size, wishes = len(request.call.body), request.wishes
-        work = self._admission.traffic(request.model).experience.work(size, wishes.most_tokens, wishes.choices)
+        experience = self._admission.traffic(request.model).experience
+        work = experience.work(size, wishes.most_tokens, wishes.choices)
         priority = (-caller.priority, urgency(wishes.priority))
         deadline = self.now() + request.patience if request.patience else math.inf
-        return Asked(request.model, priority, work, size, deadline, self._replicas.is_alias(request.model))
+        routed = routed_request(request, experience, our_id)
+        return Asked(request.model, priority, work, size, deadline, self._replicas.is_alias(request.model), routed)
+
+    def _routed(self, asked: Asked, request: ModelRequest) -> RoutedRequest | UnreadPrompt:
+        return with_tokens(asked.request, request, self._replicas.prompts(request.model))
 
     def _charge(self, bill: Bill, asked: Asked, caller: Caller) -> None:
         """Raises `RateLimited`; then nothing was charged."""

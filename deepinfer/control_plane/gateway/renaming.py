@@ -27,7 +27,7 @@ def renamed(call: EngineCall, name: str) -> EngineCall:
         body = renamed_in_form(call.body, content_type, name)
     else:
         body = msgspec.json.encode({**_fields.decode(call.body), "model": name})
-    return replace(call, body=body, headers=_of_length(call.headers, len(body)))
+    return replace(call, body=body, headers=of_length(call.headers, len(body)))
 
 
 def _renamed_in_query(query: bytes, name: str) -> bytes:
@@ -36,5 +36,6 @@ def _renamed_in_query(query: bytes, name: str) -> bytes:
     return urlencode(told, errors="surrogateescape").encode()
 
 
-def _of_length(headers: Headers, length: int) -> Headers:
+def of_length(headers: Headers, length: int) -> Headers:
+    """The headers of a body that became another."""
     return tuple((name, b"%d" % length if name == b"content-length" else value) for name, value in headers)

@@ -24,6 +24,7 @@ class ModelSeries:
         self.requests: Counter[tuple[str, int]] = Counter()  # by path and status
         self.rejected: Counter[str] = Counter()
         self.retries: Counter[str] = Counter()
+        self.prefills: Counter[str] = Counter()
         self.disconnects = 0
         self.continued = 0
         self.waiting = 0
@@ -63,6 +64,11 @@ def tell_models(page: Page, models: Iterable[ModelSeries]) -> None:
         _by("reason", ((model.labels, model.retries) for model in models)),
     )
     page.counter(
+        "deepinfer_prefills_total",
+        "Requests to replicas of role decode: separate where another one prefilled, else why none did.",
+        _by("outcome", ((model.labels, model.prefills) for model in models)),
+    )
+    page.counter(
         "deepinfer_client_disconnects_total",
         "Clients that hung up before their answer's end.",
         ((model.labels, model.disconnects) for model in models),
@@ -77,21 +83,7 @@ def tell_models(page: Page, models: Iterable[ModelSeries]) -> None:
         "Requests in the gateway's queue.",
         ((model.labels, model.waiting) for model in models),
     )
-    page.histogram(
-        "deepinfer_request_queue_time_seconds",
-        "How long requests that were admitted had waited in the gateway's queue.",
-        ((model.labels, model.queue) for model in models),
-    )
-    page.histogram(
-        "deepinfer_e2e_request_latency_seconds",
-        "From a request's head to its answer's end.",
-        ((model.labels, model.latency) for model in models),
-    )
-    page.histogram(
-        "deepinfer_request_time_per_output_token_seconds",
-        "Mean time between a stream's tokens, once a request.",
-        ((model.labels, model.token) for model in models),
-    )
+    _tell_times(page, models)
 
 
 def tell_replicas(page: Page, replicas: Iterable[ReplicaSeries]) -> None:
@@ -125,6 +117,24 @@ def tell_replicas(page: Page, replicas: Iterable[ReplicaSeries]) -> None:
         "deepinfer_inter_token_latency_seconds",
         "The same mean as request_time_per_output_token, once a token.",
         ((replica.labels, replica.between_tokens) for replica in replicas),
+    )
+
+
+def _tell_times(page: Page, models: list[ModelSeries]) -> None:
+    page.histogram(
+        "deepinfer_request_queue_time_seconds",
+        "How long requests that were admitted had waited in the gateway's queue.",
+        ((model.labels, model.queue) for model in models),
+    )
+    page.histogram(
+        "deepinfer_e2e_request_latency_seconds",
+        "From a request's head to its answer's end.",
+        ((model.labels, model.latency) for model in models),
+    )
+    page.histogram(
+        "deepinfer_request_time_per_output_token_seconds",
+        "Mean time between a stream's tokens, once a request.",
+        ((model.labels, model.token) for model in models),
     )
 
 

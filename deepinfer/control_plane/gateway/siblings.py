@@ -1,6 +1,7 @@
 """The gateway processes of one `serve`, to each other: a unix socket for each in a folder that is theirs alone.
 
-A question is one word, "alive" or "metrics"; the answer is all that follows. Who does not answer in time is left out.
+A question is one line, "alive", "metrics" or "decision ID"; the answer is all that follows. Who does not answer in
+time is left out.
 """
 
 from __future__ import annotations
@@ -17,7 +18,13 @@ from deepinfer.fleet.places import runtime_dir
 
 PAGE_SECONDS = 1.0
 """What a stopped sibling may cost whoever asks for /metrics."""
-_WORD_BYTES = 16
+_LINE_BYTES = 256
+Decided = Callable[[str], bytes]
+"""How a request's replica was chosen, as JSON; b"" where it is not known."""
+
+
+def _knows_none(request: str) -> bytes:
+    return b""
 
 
 class Siblings:
@@ -34,7 +41,7 @@ class Siblings:
         return cls(runtime_dir() / f"serve-{os.getpid()}", 0, count) if count > 1 else cls()
 
     @asynccontextmanager
-    async def answering(self, own_page: Callable[[], Reply]) -> AsyncIterator[None]:
+    async def answering(self, own_page: Callable[[], Reply], decided: Decided = _knows_none) -> AsyncIterator[None]:
         """They may ask this process while the block runs."""
         if not self._others:
             yield
@@ -43,8 +50,11 @@ class Siblings:
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             with suppress(ConnectionError, TimeoutError):
                 async with asyncio.timeout(PAGE_SECONDS):
-                    word = await reader.readline()
-                    writer.write(own_page().body if word == b"metrics\n" else b"yes")
+                    word, _, request = (await reader.readline()).decode("latin-1").rstrip("\n").partition(" ")
+                    if word == "decision":
+                        writer.write(decided(request))
+                    else:
+                        writer.write(own_page().body if word == "metrics" else b"yes")
                     await writer.drain()
             writer.close()
 
@@ -52,7 +62,7 @@ class Siblings:
         own = self._socket(self._number)
         own.unlink(missing_ok=True)  # a predecessor's that was killed
         try:
-            async with await asyncio.start_unix_server(answer, own, limit=_WORD_BYTES):
+            async with await asyncio.start_unix_server(answer, own, limit=_LINE_BYTES):
                 yield
         finally:
             own.unlink(missing_ok=True)
@@ -70,6 +80,12 @@ class Siblings:
         told = await asyncio.gather(*(self._asked(other, b"metrics\n", PAGE_SECONDS) for other in self._others))
         pages = {other: page for other, page in zip(self._others, told, strict=True) if page.endswith(b"\n")}
         return Reply(own.status, merged({self._number: own.body, **pages}), own.headers, own.content_type)
+
+    async def decision(self, request: str) -> bytes:
+        """Of the one who has it; b"" if nobody does."""
+        line = b"decision %b\n" % request.encode("latin-1", "replace")[: _LINE_BYTES // 2]
+        told = await asyncio.gather(*(self._asked(other, line, PAGE_SECONDS) for other in self._others))
+        return next(filter(None, told), b"")
 
     async def is_alive(self, other: int, seconds: float) -> bool:
         """Whether its loop turns."""

@@ -19,13 +19,17 @@ _USUAL = re.compile(
     rb'\s*:\s*\{\s*"prompt_tokens"\s*:\s*(\d{1,12})\s*,[^{}]{0,64}?"completion_tokens"\s*:\s*(\d{1,12})'
 )
 _TOKENS = re.compile(rb'"(prompt|input|completion|output)_tokens"\s*:\s*(\d{1,12})')
+_CACHED = re.compile(rb'"cached_tokens"\s*:\s*(\d{1,12})')
 _REASON = re.compile(rb'"\s*:\s*"(\w{1,32})"')
 _FINISHED = {"length": "length", "max_tokens": "length", "content_filter": "other", "refusal": "other"}
 
 
 class Tokens(NamedTuple):
+    """`cached`: of the prompt, those that were not computed again; -1: not said."""
+
     prompt: int
     completion: int
+    cached: int = -1
 
 
 class Told(Struct, frozen=True):
@@ -35,6 +39,10 @@ class Told(Struct, frozen=True):
     finished: str
 
 
+class _Details(Struct):
+    cached_tokens: int | None = None
+
+
 class _Usage(Struct):
     """OpenAI's names, and those of its Responses and of Anthropic."""
 
@@ -42,6 +50,8 @@ class _Usage(Struct):
     completion_tokens: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
+    prompt_tokens_details: _Details | None = None
+    input_tokens_details: _Details | None = None
 
 
 class _Choice(Struct):
@@ -68,7 +78,9 @@ def told_by(whole: bytes) -> Told | None:
     reason, usage = answer.stop_reason, answer.usage
     for choice in answer.choices:
         reason = choice.finish_reason or reason
-    tokens = Tokens(usage.prompt_tokens or usage.input_tokens, usage.completion_tokens or usage.output_tokens)
+    details = usage.prompt_tokens_details or usage.input_tokens_details
+    cached = -1 if details is None or details.cached_tokens is None else details.cached_tokens
+    tokens = Tokens(usage.prompt_tokens or usage.input_tokens, usage.completion_tokens or usage.output_tokens, cached)
     return Told(tokens, "stop" if reason is None else _FINISHED.get(reason, "stop"))
 
 
@@ -83,15 +95,17 @@ def tokens_told(end: bytes) -> Tokens | None:
     if at < 0:
         return None
     usual = _USUAL.match(end, at + len(b'"usage"'))
+    cached = _CACHED.search(end, at, at + _USAGE_BYTES)
+    held = int(cached[1]) if cached is not None else -1
     if usual is not None:
-        return Tokens(int(usual[1]), int(usual[2]))
+        return Tokens(int(usual[1]), int(usual[2]), held)
     told: dict[bytes, int] = {}
     for name, number in _TOKENS.findall(end, at, at + _USAGE_BYTES):
         told.setdefault(name, int(number))
     if not told:
         return None
     prompt = told.get(b"prompt", told.get(b"input", 0))
-    return Tokens(prompt, told.get(b"completion", told.get(b"output", 0)))
+    return Tokens(prompt, told.get(b"completion", told.get(b"output", 0)), held)
 
 
 def finished_reason(end: bytes) -> str:

@@ -20,7 +20,7 @@ from deepinfer.engine_shim.engine_args import check_engine_args
 from deepinfer.fleet.errors import InvalidRequest
 from deepinfer.fleet.parallelism import contradiction
 from deepinfer.fleet.resource import Name
-from deepinfer.fleet.spec import Backend, DeploymentSpec, EngineKind
+from deepinfer.fleet.spec import Backend, DeploymentSpec, EngineKind, ReplicaRole
 
 OPTIONS = {
     "network": '"host", "bridge" or the name of a network',
@@ -66,6 +66,8 @@ ALLOWED = {
     "node_selector": 'an object of labels that its nodes must have, such as {"zone": "a"}',
     "anti_affinity": 'a list of deployments that no node of its replicas may also run, such as ["chat"]',
     "strategy": '"spread" or "pack"',
+    "routing": '"kv", "session", "least-loaded", "round-robin" or "random"',
+    "role": '"both", "prefill" or "decode"',
     "rollout": f"an object of {', '.join(ROLLOUT)}",
 }
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
@@ -171,6 +173,8 @@ def _refuse_contradictions(spec: DeploymentSpec) -> None:
         _refuse_what_no_image_runs(spec)
     if spec.quantization is not None and spec.engine is not EngineKind.VLLM:
         raise InvalidRequest(f"{spec.engine} has no quantization; leave it out, or use vllm.", param="quantization")
+    if spec.role is not ReplicaRole.BOTH:
+        _refuse_role_without_transfers(spec)
 
 
 def _refuse_what_no_image_runs(spec: DeploymentSpec) -> None:
@@ -184,6 +188,17 @@ def _refuse_what_no_image_runs(spec: DeploymentSpec) -> None:
         )
     if spec.engine_version is not None:
         raise InvalidRequest("The image has its version; leave engine_version out.", param="engine_version")
+
+
+def _refuse_role_without_transfers(spec: DeploymentSpec) -> None:
+    if spec.engine is EngineKind.LAYER_SHARD:
+        told = f"{spec.engine} cannot hand its KV cache over; leave role out, or use vllm."
+        raise InvalidRequest(told, param="role")
+    given = {name.lstrip("-").replace("-", "_").partition(".")[0] for name in spec.engine_args}
+    if spec.engine is EngineKind.VLLM and "kv_transfer_config" not in given:
+        example = '{"kv_connector": "NixlConnector", "kv_role": "kv_both"}'
+        told = f'role "{spec.role}" needs engine_args.kv_transfer_config, such as {example}.'
+        raise InvalidRequest(told, param="role")
 
 
 def _refused(wrong: ErrorDetails) -> InvalidRequest:

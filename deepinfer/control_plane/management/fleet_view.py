@@ -31,7 +31,7 @@ from deepinfer.fleet.resources import (
 )
 from deepinfer.fleet.rollout import Rollout
 from deepinfer.fleet.snapshot import Snapshot
-from deepinfer.fleet.spec import Backend
+from deepinfer.fleet.spec import Backend, ReplicaRole
 
 
 class FleetView:
@@ -147,6 +147,10 @@ class FleetView:
         return found
 
     @cached_property
+    def _roles(self) -> dict[str, ReplicaRole]:
+        return {deployment.name: deployment.spec.role for deployment in self._fleet.deployments}
+
+    @cached_property
     def _refusals(self) -> dict[str, Refusal]:
         """By deployment."""
         return {refusal.deployment: refusal for refusal in self._fleet.refusals}
@@ -192,6 +196,7 @@ class FleetView:
         if unknown not in told:
             seen["message"] = "; ".join(filter(None, [told, unknown]))
         seen["node_alive"] = placement.node in self._nodes
+        seen["role"] = self._roles.get(placement.deployment, ReplicaRole.BOTH)
         return ReplicaView(**placement.model_dump(exclude={"spec"}) | seen)
 
     def _runtime_trouble(self, placement: Placement) -> str:

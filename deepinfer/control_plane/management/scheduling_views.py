@@ -9,7 +9,7 @@ from pydantic import Field
 from deepinfer.control_plane.management.views import View
 from deepinfer.fleet.conditions import Condition
 from deepinfer.fleet.rollout import Outcome
-from deepinfer.fleet.spec import DeploymentSpec
+from deepinfer.fleet.spec import DeploymentSpec, ReplicaRole
 
 
 class ForeseenReplicaView(View):
@@ -108,6 +108,7 @@ class ExplanationView(View):
     """Why the replicas of a deployment are where they are, and where one more could go."""
 
     name: str
+    role: ReplicaRole
     replicas: tuple[ReplicaReasonView, ...]
     nodes: tuple[NodeVerdictView, ...] = Field(description="Those that fit first, as they would be chosen.")
     missing: int = Field(description="Replicas without a place.")

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from deepinfer.fleet.conditions import Condition
 from deepinfer.fleet.resources import ContainerRuntime, Device, InstalledEngine, Intent, Phase
 from deepinfer.fleet.rollout import Outcome
-from deepinfer.fleet.spec import DeploymentSpec
+from deepinfer.fleet.spec import DeploymentSpec, ReplicaRole
 
 DeploymentPhase = Literal["ready", "progressing", "refused", "failed", "draining", "stopped"]
 NodeState = Literal["ready", "cordoned", "draining", "leaving", "under-pressure", "away", "lost"]
@@ -42,6 +42,9 @@ class ReplicaView(View):
     pid: int | None = None
     restarts: int = 0
     memory_bytes: int | None = None
+    role: ReplicaRole = Field(
+        default=ReplicaRole.BOTH, description="Which part of requests it is given: its deployment's."
+    )
 
 
 class DeploymentStatus(View):

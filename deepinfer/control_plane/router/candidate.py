@@ -51,3 +51,12 @@ class RoutedRequest(Struct, frozen=True):
 
     model: str
     tried: frozenset[str] = frozenset()  # placements that already failed this request
+    id: bytes = b""
+    prompt_tokens: int = 0  # as far as they are known
+    tokens: bytes = b""  # their ids, see kv_chain.py; b"": not known
+    no_tokens: str = ""  # why not, in words
+    salt: str = ""  # of the prompt's KV, the client's own
+    text: bytes = b""  # what the prompt is made of, for a guess
+    session: str = ""  # what the client says its requests have in common
+    answer_tokens: float = 256.0  # about
+    streams: bool = False

@@ -2,10 +2,10 @@
 
 Work is counted in tokens: of a request's prompt, and of its answer as far as it can be foreseen. An engine says when it
 is ready how many requests it runs at once and how many tokens its KV cache holds, and then, twice a second, how many
-requests run and wait. One in which requests go on waiting while no more of them run is full: the work that runs then is
-its limit, and a tenth more is sent, so that it never idles. While none wait, the limit is what it said of itself; where
-it said nothing, twice what runs. What came and went from here since the last word is known exactly; what other gateways
-sent is seen in the next word.
+requests run and wait. One in which requests go on waiting while no more of them run is full, unless it has seats and KV
+blocks left (in a long step nothing changes): the work that runs then is its limit, and a tenth more is sent, so that it
+never idles. While none wait, the limit is what it said of itself; where it said nothing, twice what runs. What came and
+went from here since the last word is known exactly; what other gateways sent is seen in the next word.
 """
 
 from __future__ import annotations
@@ -21,6 +21,14 @@ MUTE_SECONDS: Final = 3.0
 """An engine that has requests for so long and never said that one runs does not tell its load: no limit is known."""
 AHEAD: Final = 1.1
 REQUESTS_AHEAD: Final = 2
+_ROOMY: Final = 0.75
+"""Share of the KV blocks in use up to which the longest usual request finds room."""
+
+
+def waits_for_room(load: EngineLoad, seats: int, blocks: int) -> bool:
+    """Whether requests wait there, and it may be for a seat or for KV blocks, of which it has so many; 0: not known."""
+    has_room = seats and blocks and load.running < seats and load.kv_blocks_used < _ROOMY * blocks
+    return load.waiting > 0 and not has_room
 
 
 class Capacity:
@@ -28,7 +36,7 @@ class Capacity:
 
     def __init__(self) -> None:
         self._seats = 0  # requests it runs at once; 0: not known
-        self._tokens = 0  # of its KV cache
+        self._blocks = self._tokens = 0  # of its KV cache
         self._longest = math.inf  # tokens of a request
         self._load = EngineLoad()
         self._limit: float | None = None  # None: not known to be full
@@ -39,9 +47,10 @@ class Capacity:
         self._speaks = False
         self._unanswered = 0.0  # since when it has had requests
 
-    def knows(self, seats: int, tokens: int, longest: int) -> None:
+    def knows(self, seats: int, blocks: int, block_size: int, longest: int) -> None:
         """What a ready engine says of itself; 0 for what it does not know."""
-        self._seats, self._tokens, self._longest = seats, tokens, longest or math.inf
+        self._seats, self._blocks, self._tokens = seats, blocks, blocks * block_size
+        self._longest = longest or math.inf
 
     def at_most(self, work: float) -> float:
         """What a request can be there, whatever was foreseen of it."""
@@ -64,7 +73,7 @@ class Capacity:
         before, self._load = self._load, load
         self._speaks = self._speaks or load.running > 0
         runs = load.running * self._mean
-        if not load.waiting:
+        if not waits_for_room(load, self._seats, self._blocks):
             self._limit = None
         elif before.waiting and load.running <= before.running:
             self._limit = runs

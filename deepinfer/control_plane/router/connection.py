@@ -12,12 +12,19 @@ import logging
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Protocol
+from typing import Any, Protocol
 
+from deepinfer.control_plane.prompts.readers import PromptReaders
 from deepinfer.control_plane.router.candidate import Candidate
 from deepinfer.control_plane.router.capacity import Capacity
+from deepinfer.control_plane.router.contents_watch import ContentsWatch
+from deepinfer.control_plane.router.forecast import Forecast
 from deepinfer.control_plane.router.health import Health, Pace, Standing
+from deepinfer.control_plane.router.kv_index import KvShelf
 from deepinfer.control_plane.router.loan import Loan
+from deepinfer.control_plane.router.outlook import Outlook
+from deepinfer.control_plane.router.prompt_reading import PromptReading
+from deepinfer.control_plane.router.router import Choice
 from deepinfer.control_plane.router.routes import Route
 from deepinfer.engine_shim.client import EngineClient
 from deepinfer.engine_shim.lifeline import lifeline
@@ -25,6 +32,7 @@ from deepinfer.engine_shim.state_wire import EngineState
 from deepinfer.engine_shim.token_engine import EngineLoad
 from deepinfer.engine_shim.wire import ShimInfo, ShimPhase
 from deepinfer.fleet.errors import EngineFailed
+from deepinfer.fleet.spec import RoutingPolicy
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +61,13 @@ class Follower(Protocol):
 class Connection:
     """Owned by `Replicas`, which runs `run` as a task and ends it with `retire`."""
 
-    def __init__(self, route: Route, follower: Follower) -> None:
+    def __init__(self, route: Route, follower: Follower, shelf: KvShelf, readers: PromptReaders) -> None:
         self.route = route
+        self.policy = RoutingPolicy.KV  # of its deployment
+        self.outlook = Outlook(route.placement, shelf)
+        self.wants_contents = False  # whether what its KV cache holds makes a difference
+        self.prompts = PromptReading(readers)
+        self._contents = ContentsWatch(self.outlook, lambda: self.wants_contents)
         self.others: tuple[str, ...] = ()  # what the engine said it serves besides its route's names; kept while away
         self.trouble = ""  # why it is not ready, for people
         self.health = Health()
@@ -62,8 +75,6 @@ class Connection:
         self._follower = follower
         self._capacity = Capacity()
         self.placement, self.deployment = route.placement, route.deployment
-        self.load = EngineLoad()  # by the engine's last word
-        self.in_flight = 0
         self.last_used = 0
         self.now = asyncio.get_running_loop().time
         self._client = EngineClient(route.endpoint, only=(route.placement, route.epoch))
@@ -87,6 +98,14 @@ class Connection:
         return Candidate(*where, self.in_flight, self.last_used, self.load, self.standing, route.deployment)
 
     @property
+    def in_flight(self) -> int:
+        return self.outlook.in_flight
+
+    @property
+    def load(self) -> EngineLoad:
+        return self.outlook.load
+
+    @property
     def standing(self) -> Standing:
         return self.health.standing(self.now()) if self.health.until else Standing.TRUSTED
 
@@ -94,21 +113,21 @@ class Connection:
         """Whether so much more would run there soon, instead of waiting."""
         return self._capacity.has_room(work, now)
 
-    def lend(self, turn: int, work: float) -> Loan:
+    def lend(self, choice: Choice[Any], turn: int, work: float) -> Loan:
         """For one request, in flight until it is given back."""
         now, work = self.now(), self._capacity.at_most(work)
         if not self.in_flight:
             self._idle.clear()
-        self.in_flight += 1
+        self.outlook.went(choice.forecast)
         self.last_used = turn
         self._capacity.sent(work, now)
         if self.health.until:
             self.health.asked(now)
-        return Loan(self, self._client, self.route, work)
+        return Loan(self, self._client, self.route, work, choice)
 
-    def given_back(self, work: float) -> None:
-        self.in_flight -= 1
-        self._capacity.over(work)
+    def given_back(self, loan: Loan) -> None:
+        self.outlook.over(loan.forecast, self.now())
+        self._capacity.over(loan.work)
         if not self.in_flight:
             self._idle.set()
         self._follower.eased()
@@ -117,6 +136,12 @@ class Connection:
         """One request did."""
         if self.health.failed(self.now()):
             self._ejected("it fails the requests it gets")
+
+    def compared(self, forecast: Forecast, prompt_tokens: int, cached_tokens: int) -> None:
+        """What an answer said of its prompt."""
+        if self.outlook.compared(forecast, prompt_tokens, cached_tokens, self.now()):
+            log.warning("%s is routed to by guesses for a while: %s", self.placement, self.outlook.trust.reason)
+            self.watch_anew()
 
     def slowed(self) -> None:
         """It has become much slower than its peers."""
@@ -150,9 +175,11 @@ class Connection:
         """Follow the engine until retired, and keep the client until the last request has ended."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                following = tasks.create_task(self._follow())
+                parts = self._follow(), self.prompts.run(self._client, self.placement)
+                following = [tasks.create_task(part) for part in parts]
                 await self._retired.wait()
-                following.cancel()
+                for task in following:
+                    task.cancel()
             await self._idle.wait()
         finally:
             await self._client.close()
@@ -185,21 +212,28 @@ class Connection:
             )
         return info
 
+    def watch_anew(self) -> None:
+        """Other contents are wanted than are told, or they cannot be believed."""
+        self._contents.watch_anew()
+
     async def _watch(self) -> None:
-        is_known = False
-        async for state in self._client.watch():
-            if not is_known and state.phase is ShimPhase.READY:
-                is_known = True
+        info: ShimInfo | None = None
+        async for state in self._contents.states(self._client):
+            if info is None and state.phase is ShimPhase.READY:
                 info = await self._client.info()
-                self._capacity.knows(info.max_running, info.kv_blocks * info.kv_block_size, info.max_model_len)
+                self._capacity.knows(info.max_running, info.kv_blocks, info.kv_block_size, info.max_model_len)
+                self.outlook.knows(info)
+            if info is not None and self.wants_contents:
+                self.prompts.ask(info)
             with self._turning():
-                self._state, self.load = state, state.load
+                self._state = state
             self.trouble = state.message
             self._take_load(state.load)
             if state.served_names:
                 self._take_names(state.served_names)
 
     def _take_load(self, load: EngineLoad) -> None:
+        self.outlook.told(load, self.now())
         self._capacity.told(load)
         pace = self.pace.after(load.seconds_per_output_token)
         if pace != self.pace:
@@ -223,6 +257,7 @@ class Connection:
     def _lost(self, trouble: str) -> None:
         with self._turning():
             self._state = None
+        self.outlook.lost("its engine was lost")
         self._troubled_by(trouble)
 
     def _troubled_by(self, trouble: str) -> None:

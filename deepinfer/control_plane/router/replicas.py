@@ -8,27 +8,34 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 
-from deepinfer.control_plane.router.candidate import Candidate, Seen
+from deepinfer.control_plane.prompts.readers import PromptReaders
+from deepinfer.control_plane.router.candidate import Candidate
 from deepinfer.control_plane.router.connection import Connection
 from deepinfer.control_plane.router.health import slowed
+from deepinfer.control_plane.router.kv_index import KvIndex
 from deepinfer.control_plane.router.loan import Loan
 from deepinfer.control_plane.router.news import about, changed_placements, told_anew
+from deepinfer.control_plane.router.outlook import Outlook
+from deepinfer.control_plane.router.policies import take_policies
+from deepinfer.control_plane.router.prompt_reading import PromptReading
 from deepinfer.control_plane.router.readiness import (
     Weights,
-    created_seconds,
     deployments_by_name,
     waits_for,
     weights_by_alias,
 )
+from deepinfer.control_plane.router.roles import Roles, roles_in
+from deepinfer.control_plane.router.router import Choice
 from deepinfer.control_plane.router.routes import Route, newest_epochs, wanted_routes
+from deepinfer.control_plane.router.served_models import ServedModel, served_models
 from deepinfer.control_plane.router.split import NewGeneration, Split, rolling
 from deepinfer.fleet import keys
 from deepinfer.fleet.resources import Deployment, Intent, Phase, Placement
 from deepinfer.fleet.snapshot import Snapshot
+from deepinfer.fleet.spec import RoutingPolicy
 
 
 def nobody_listens() -> None:
@@ -39,22 +46,12 @@ def nobody_counts(placement: str) -> None:
     """What nobody counts."""
 
 
-@dataclass(frozen=True, slots=True)
-class ServedModel:
-    """A name that a request's "model" may use."""
-
-    name: str
-    created: int  # seconds since 1970
-    ready: bool
-    parent: str | None = None  # the deployment whose engines serve it besides their own names, as adapters are
-    root: str | None = None  # of an alias: the deployment that gets most of its requests
-
-
 class Replicas:
     """Used as `async with Replicas() as replicas`; the block's end closes every connection."""
 
     def __init__(self) -> None:
         self.has_view = False  # of the store, once at least
+        self.roles = Roles()
         self.when_turned: Callable[[], None] = nobody_listens  # called when an engine becomes ready or is so no longer
         self.when_eased: Callable[[], None] = nobody_listens  # called when there may be room where there was none
         self.when_ejected: Callable[[str], None] = nobody_counts  # called with a replica that is left out from now on
@@ -64,7 +61,10 @@ class Replicas:
         self._by_name: dict[str, tuple[Connection, ...]] = {}
         self._ready: dict[str, tuple[Connection, ...]] = {}  # of these by name, until any turns or a name changes
         self._parents: dict[str, str] = {}  # names that only engines told -> the deployment
+        self._of_deployment: dict[str, list[Connection]] = {}
         self._aliases: dict[str, Weights] = {}
+        self._indexes: dict[str, KvIndex] = {}  # by deployment
+        self._readers = PromptReaders()
         self._rolling: dict[str, NewGeneration] = {}  # those of which the newest generation is to get a share
         self._turn = 0
         self._tasks = asyncio.TaskGroup()
@@ -108,6 +108,7 @@ class Replicas:
         if names_changed:
             self._deployments = deployments_by_name(fleet)
             self._aliases = weights_by_alias(fleet, self._aliases)
+            self.roles = roles_in(fleet, self.roles)
             self._take_names()
         if records_changed or before.placements is not fleet.placements or before.rollouts is not fleet.rollouts:
             self._rolling = rolling(fleet)
@@ -125,14 +126,37 @@ class Replicas:
         """The same, as what they are: for the choice alone, which every request makes."""
         known = self._ready.get(model)
         if known is None:
-            known = tuple([connection for connection in self._by_name.get(model, ()) if connection.is_ready])
+            prefilling = self.roles.prefilling
+            named = self._by_name.get(model, ())
+            known = tuple([c for c in named if c.is_ready and c.deployment not in prefilling])
             if model in self._by_name:
                 self._ready[model] = known
         return known
 
+    def of(self, deployment: str) -> Sequence[Connection]:
+        """All there are of a deployment, ready or not."""
+        return self._of_deployment.get(deployment, ())
+
+    def only_prefills(self, model: str) -> bool:
+        """Whether `model` names a deployment that answers nobody, and nothing else."""
+        meant = self._deployments.get(model, ())
+        return bool(meant) and all(d.name in self.roles.prefilling and d.spec.model != model for d in meant)
+
     def ejected(self) -> Iterator[str]:
         """Replicas that are left out for now."""
         return (placement for placement, connection in self._connections.items() if connection.is_ejected)
+
+    def prompts(self, model: str) -> PromptReading | None:
+        """How prompts for `model` are read; None where no choice depends on it."""
+        ready = self.ready(model)
+        if len(ready) < 2:
+            return None
+        reading = [connection.prompts for connection in ready if connection.wants_contents]
+        return next((one for one in reading if one.reader is not None), reading[0]) if reading else None
+
+    def outlooks(self) -> Iterator[Outlook]:
+        """What is known of each engine."""
+        return (connection.outlook for connection in self._connections.values())
 
     def is_alias(self, model: str) -> bool:
         """Whether its engines know it by their deployment's name only."""
@@ -144,10 +168,15 @@ class Replicas:
             return None
         return Split(self._turn, self._aliases.get(model, {}), self._rolling)
 
-    def lend(self, candidate: Seen, work: float = 1.0) -> Loan:
-        """A candidate for one request. Ask for it without awaiting anything after `candidates`."""
+    @property
+    def turn(self) -> int:
+        """The number of the next request."""
+        return self._turn
+
+    def lend(self, choice: Choice[Connection], work: float = 1.0) -> Loan:
+        """The chosen replica for one request. Ask for it without awaiting anything after `ready`."""
         self._turn += 1
-        return self._connections[candidate.placement].lend(self._turn, work)
+        return choice.candidate.lend(choice, self._turn, work)
 
     def renamed(self) -> None:
         """An engine serves other names than before."""
@@ -168,7 +197,9 @@ class Replicas:
         self.when_ejected(placement)
 
     def paced(self, connection: Connection) -> None:
-        """An engine told how fast it makes tokens."""
+        """An engine told how fast it makes tokens. What is slow is dear: where costs decide, that is enough."""
+        if connection.policy is RoutingPolicy.KV:
+            return
         peers = {peer for name in connection.route.names for peer in self._by_name.get(name, ())}
         if slowed(connection.pace, (peer.pace for peer in peers if peer is not connection and peer.is_ready)):
             connection.slowed()
@@ -184,28 +215,14 @@ class Replicas:
         return frozenset(placement.id for placement in self._fleet.placements)
 
     def models(self) -> tuple[ServedModel, ...]:
-        """Every name deployed, ready or not, the oldest first; and what their engines serve besides."""
-        served = [
-            ServedModel(name, min(map(created_seconds, deployments)), bool(self.candidates(name)))
-            for name, deployments in self._deployments.items()
-            if name not in self._aliases
-        ]
-        created = {model.name: model.created for model in served}
-        served += (
-            ServedModel(name, created.get(parent, 0), bool(self.candidates(name)), parent)
-            for name, parent in self._parents.items()
-        )
-        served += (
-            ServedModel(
-                alias.name,
-                created_seconds(alias),
-                bool(self.candidates(alias.name)),
-                root=next(iter(self._aliases[alias.name])),
-            )
-            for alias in self._fleet.aliases
-            if alias.name in self._aliases
-        )
-        return tuple(sorted(served, key=lambda model: (model.created, model.name)))
+        """As they are listed."""
+        shown = {
+            name: meant
+            for name, meant in self._deployments.items()
+            if name not in self._aliases and not self.only_prefills(name)
+        }
+        aliases = ((a, self._aliases[a.name]) for a in self._fleet.aliases if a.name in self._aliases)
+        return served_models(shown, self._parents, aliases, lambda name: bool(self.ready(name)))
 
     def waits_for(self, model: str) -> str:
         """Why a known model has no candidate, in a sentence."""
@@ -214,7 +231,10 @@ class Replicas:
         meant = [deployment for target in targets for deployment in self._deployments.get(target, [])]
         if not meant and model in self._aliases:
             return f"{', '.join(targets)} is not deployed; `deepinfer alias set` points it elsewhere"
-        return waits_for(meant, self._fleet, troubles)
+        answering = [deployment for deployment in meant if deployment.name not in self.roles.prefilling]
+        if meant and not answering:
+            return f"{meant[0].name} only prefills; deploy the model once more, with the role decode or both"
+        return waits_for(answering, self._fleet, troubles)
 
     def counts(self) -> Counter[tuple[str, str]]:
         """(deployment, state) -> how many replicas, as seen from here."""
@@ -227,7 +247,8 @@ class Replicas:
         if old is not None:
             self._connections.pop(placement).retire()
         if new is not None:
-            connection = self._connections[placement] = Connection(new, self)
+            index = self._indexes.setdefault(new.deployment, KvIndex())
+            connection = self._connections[placement] = Connection(new, self, index.shelf(), self._readers)
             task = self._tasks.create_task(connection.run(), name=f"connection to {placement}")
             self._running[task] = connection
             task.add_done_callback(self._running.pop)
@@ -249,8 +270,11 @@ class Replicas:
             found[alias] = [connection for name in weights for connection in of_deployment.get(name, ())]
             parents.pop(alias, None)
         self._by_name = {name: tuple(connections) for name, connections in found.items()}
+        self._of_deployment = of_deployment
         self._ready.clear()
         self._parents = parents
+        self._indexes = {name: index for name, index in self._indexes.items() if name in of_deployment}
+        take_policies(self._connections.values(), self._fleet, self._by_name)
 
     def _state(self, placement: Placement) -> str:
         connection = self._connections.get(placement.id)

@@ -15,6 +15,7 @@ from deepinfer.control_plane.scheduler.sight import Outlook, Sight
 from deepinfer.fleet.errors import DeploymentNotFound
 from deepinfer.fleet.resources import Deployment, Intent, Node, Placement
 from deepinfer.fleet.snapshot import Snapshot
+from deepinfer.fleet.spec import ReplicaRole
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class NodeVerdict:
 class Explanation:
     """Of one deployment."""
 
+    role: ReplicaRole
     replicas: tuple[ReplicaReason, ...]
     nodes: tuple[NodeVerdict, ...]
     missing: int  # replicas without a place
@@ -68,6 +70,7 @@ def explained(fleet: Snapshot, name: str, outlook: Outlook = Outlook()) -> Expla
     shortfall = next((shortfall for of, shortfall in shortfalls if of.name == name), Shortfall())  # none if unreadable
     own = sorted(room.of(name), key=lambda placement: (placement.replica, placement.node))
     return Explanation(
+        role=deployment.spec.role,
         replicas=tuple(ReplicaReason(p.id, p.node, p.devices, _why(p, deployment, sight)) for p in own),
         nodes=_node_verdicts(deployment, room, sight),
         missing=shortfall.missing,

@@ -28,7 +28,9 @@ class NoFit:
     reason: str
 
 
-_NO_ENGINES_BUSINESS = {"replicas", "priority", "node_selector", "anti_affinity", "strategy", "rollout"}
+_NO_ENGINES_BUSINESS = {
+    *("replicas", "priority", "node_selector", "anti_affinity", "strategy", "rollout", "routing", "role")
+}
 _OF_THE_ENGINE = tuple(field for field in DeploymentSpec.model_fields if field not in _NO_ENGINES_BUSINESS)
 
 
