@@ -9,12 +9,13 @@ TO_RUN := $(VENV)/.installed-to-run
 TO_DEVELOP := $(VENV)/.installed-to-develop
 ROWS :=
 PEERS :=
+POLICIES :=
 
 .DEFAULT_GOAL := help
-.PHONY: help up install test test-faults check protos bench-engine bench-fleet bench-gateway bench-overload bench-streams bench-vllm clean
+.PHONY: help up install test test-faults check protos bench-dynamo bench-engine bench-fleet bench-gateway bench-kv-index bench-overload bench-routing bench-routing-overhead bench-routing-sim bench-streams bench-vllm clean
 
 help: ## List what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 up: $(TO_RUN) ## Run everything on this machine with a small model; Ctrl-C ends it
 	@exec $(BIN)/deepinfer up
@@ -37,6 +38,9 @@ check: $(TO_DEVELOP) ## Check style, types and which part may import which
 protos: $(TO_DEVELOP) ## Compile the .proto files to descriptors
 	$(BIN)/python -m deepinfer.protos.generate
 
+bench-dynamo: $(TO_DEVELOP) ## Measure routing beside NVIDIA Dynamo's, each over simulated engines of the same timing
+	$(BIN)/python -u -m benchmarks.routing_sim.against_dynamo
+
 bench-engine: $(TO_DEVELOP) ## Measure decoding beside transformers on this machine
 	$(BIN)/python -u -m benchmarks.engine
 
@@ -51,6 +55,19 @@ bench-streams: $(TO_DEVELOP) ## Hold 2,000 slow streams open through one gateway
 
 bench-overload: $(TO_DEVELOP) ## Measure the gateway under three times the load that its engines can answer
 	$(BIN)/python -u -m benchmarks.overload
+
+bench-routing: $(TO_DEVELOP) ## Measure routing policies beside vllm-router's over two real vLLMs (POLICIES=deepinfer:kv,...: these only)
+	$(BIN)/deepinfer engine install vllm --cpu
+	$(BIN)/python -u -m benchmarks.routing $(if $(POLICIES),--policies $(POLICIES))
+
+bench-routing-overhead: $(TO_DEVELOP) ## Measure what routing by KV contents costs the gateway beyond relaying
+	$(BIN)/python -u -m benchmarks.routing_overhead
+
+bench-kv-index: $(TO_DEVELOP) ## Measure the router's index: a long prompt in a million blocks of 64 replicas
+	$(BIN)/python -u -m benchmarks.kv_index
+
+bench-routing-sim: $(TO_DEVELOP) ## Measure routing beside its peers' formulas on fleets of simulated engines, in virtual time
+	$(BIN)/python -u -m benchmarks.routing_sim
 
 bench-vllm: $(TO_DEVELOP) ## Measure a vLLM behind deepinfer beside a bare one on this machine
 	$(BIN)/deepinfer engine install vllm --cpu

@@ -50,7 +50,7 @@ def installed_vllm() -> Path:
     return found[-1]
 
 
-def _shims_openmp(python: Path) -> dict[str, str]:
+def shims_openmp(python: Path) -> dict[str, str]:
     """What deepinfer's shim sets for the processes that compute."""
     return {"LD_PRELOAD": str(python.parent.parent / OPENMP), "KMP_BLOCKTIME": SPIN_MILLISECONDS}
 
@@ -59,7 +59,7 @@ def _shims_openmp(python: Path) -> dict[str, str]:
 def bare_vllm(name: str, home: Path, dtype: str, python: Path | None, *, same_openmp: bool) -> Iterator[Side]:
     """vLLM's own OpenAI server: the API server's process counts, its EngineCore does not."""
     python = python or installed_vllm()
-    environment = ON_CPU | (_shims_openmp(python) if same_openmp else {})
+    environment = ON_CPU | (shims_openmp(python) if same_openmp else {})
     flags = {
         "model": cache_dir() / "models" / "smollm2-135m-instruct",
         "served_model_name": MODEL,

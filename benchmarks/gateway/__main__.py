@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
+from benchmarks.exit_status import exit_status
 from benchmarks.fleet.until import RunEnded, say
 from benchmarks.gateway.chat import TURNS
 from benchmarks.gateway.cores import divided
@@ -30,7 +30,7 @@ from benchmarks.gateway.ratios import ratios
 from benchmarks.gateway.running import CannotRun, Gateway, Site, Start
 from benchmarks.gateway.rust_routers import VLLM_ROUTER, sglang_router, vllm_router
 from benchmarks.gateway.table import table
-from deepinfer.fleet.errors import DeepinferError
+from benchmarks.peers_folder import peers_folder
 
 _PEERS: dict[str, Start] = {
     "nginx": nginx,
@@ -107,9 +107,8 @@ def _given() -> argparse.Namespace:
         description="Measure deepinfer's gateway beside others.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deepinfer-bench"
     parser.add_argument("--peers", default=",".join(_PEERS), help="which, with commas between them; 'none': no peers")
-    parser.add_argument("--cache", type=Path, default=cache, help="where peers are installed, once")
+    parser.add_argument("--cache", type=Path, default=peers_folder(), help="where peers are installed, once")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each load")
     parser.add_argument("--turns", type=int, default=TURNS, help="that a chat has had: 0 for one of 400 bytes")
@@ -127,12 +126,8 @@ def main() -> int:
     """The process's exit status."""
     for name in ("deepinfer", "httpx"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        run(_given())
-    except DeepinferError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    given = _given()
+    return exit_status(lambda: run(given))
 
 
 if __name__ == "__main__":

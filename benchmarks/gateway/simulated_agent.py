@@ -28,7 +28,7 @@ _NODE = simulated_node(0)
 @contextmanager
 def engines_deployed(site: Site, etcd: str, api: httpx.Client) -> Iterator[None]:
     """The gateway may take a moment to see that they are ready."""
-    asyncio.run(_joined(etcd))
+    asyncio.run(joined(etcd))
     body = {
         "name": MODEL,
         "model": MODEL,
@@ -38,23 +38,23 @@ def engines_deployed(site: Site, etcd: str, api: httpx.Client) -> Iterator[None]
     }
     if not (answer := api.post("/v1/deployments", json=body)).is_success:
         raise CannotRun(f"serve refused the deployment: {answer.text}")
-    placements = asyncio.run(_placements(etcd, len(site.engines.ports)))
+    placements = asyncio.run(placements_of(etcd, len(site.engines.ports)))
     with ExitStack() as stack:
         sockets = [
             stack.enter_context(_shim(site, placement, port))
             for placement, port in zip(placements, site.engines.ports, strict=True)
         ]
-        asyncio.run(_told(etcd, placements, sockets))
+        asyncio.run(told_ready(etcd, placements, sockets))
         yield
 
 
-async def _joined(etcd: str) -> None:
+async def joined(etcd: str) -> None:
     """Under no lease: it is there until the etcd is thrown away."""
     async with EtcdStore.connect([etcd]) as store:
         await store.commit({keys.node(_NODE.name): _NODE.model_dump_json().encode()})
 
 
-async def _placements(etcd: str, count: int) -> list[Placement]:
+async def placements_of(etcd: str, count: int) -> list[Placement]:
     async with (
         asyncio.timeout(_PATIENCE_SECONDS),
         EtcdStore.connect([etcd]) as store,
@@ -87,7 +87,7 @@ def _shim(site: Site, placement: Placement, port: int) -> Iterator[Path]:
         yield launch.socket
 
 
-async def _told(etcd: str, placements: list[Placement], sockets: list[Path]) -> None:
+async def told_ready(etcd: str, placements: list[Placement], sockets: list[Path]) -> None:
     statuses = {}
     for placement, socket in zip(placements, sockets, strict=True):
         client = EngineClient(f"unix:{socket}")

@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.exit_status import exit_status
 from benchmarks.fleet.until import RunEnded, say
 from benchmarks.gateway.chat import chat
 from benchmarks.gateway.cores import divided
@@ -22,7 +23,6 @@ from benchmarks.gateway.engines import CHUNKS, MODEL, Engines, two_engines
 from benchmarks.gateway.load import Load, Seen
 from benchmarks.gateway.programs import compiled
 from benchmarks.gateway.running import Gateway, Site
-from deepinfer.fleet.errors import DeepinferError
 
 _ENDLESS = 1_000_000
 _WARM_SECONDS = 0.2
@@ -106,12 +106,8 @@ def main() -> int:
     parser.add_argument("--streams", type=int, default=2000)
     parser.add_argument("--seconds", type=float, default=20.0, help="until all hang up")
     parser.add_argument("--pace-ms", type=float, default=1000.0, help="between two chunks of a stream")
-    try:
-        run(parser.parse_args())
-    except DeepinferError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    given = parser.parse_args()
+    return exit_status(lambda: run(given))
 
 
 if __name__ == "__main__":
