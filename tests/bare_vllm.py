@@ -27,7 +27,12 @@ class BareVllm:
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = log
         command = [str(python), "-m", "vllm.entrypoints.openai.api_server"]
-        for name, value in {**flags, "host": "127.0.0.1", "port": self.port}.items():
+        for name, value in {
+            "enable_prompt_tokens_details": True,
+            **flags,
+            "host": "127.0.0.1",
+            "port": self.port,
+        }.items():
             command += _flag(name, value)
         with log.open("wb") as out:
             self._process = subprocess.Popen(

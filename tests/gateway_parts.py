@@ -25,6 +25,7 @@ from deepinfer.control_plane.gateway.shortcut import Shortcut
 from deepinfer.control_plane.router.replicas import Replicas
 from deepinfer.fleet.config import ServeConfig
 from deepinfer.fleet.snapshot import Snapshot
+from deepinfer.fleet.spec import RoutingPolicy
 from tests.fleet_values import deployment, placement, status
 
 NO_HEADERS: Mapping[str, str] = {}
@@ -64,11 +65,12 @@ def management() -> FastAPI:
     return app
 
 
-def fleet_of(*endpoints: str | None, epoch: int = 1) -> Snapshot:
+def fleet_of(*endpoints: str | None, epoch: int = 1, routing: RoutingPolicy = RoutingPolicy.KV) -> Snapshot:
     """ "chat" with one replica at each endpoint."""
     replicas = range(len(endpoints))
+    chat = deployment(replicas=len(endpoints))
     return Snapshot(
-        deployments=(deployment(replicas=len(endpoints)),),
+        deployments=(chat.model_copy(update={"spec": chat.spec.model_copy(update={"routing": routing})}),),
         placements=tuple(placement(replica=n, epoch=epoch) for n in replicas),
         statuses=tuple(status(f"chat-aaaaa-{n}", epoch, endpoint=endpoints[n]) for n in replicas),
     )

@@ -26,6 +26,7 @@ OWN = frozenset(
         "sequence_number",  # counts events, so also how the text was cut
         "system_fingerprint",
         "kv_transfer_params",
+        "cached_tokens",  # depends on what was asked before, and how often
     }
 )
 """Fields whose values are each server's own; that they are there, and their types, is compared."""

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "deepinfer"
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if not path.name.endswith("_descriptor.py"))
 MOST_LINES, MOST_FUNCTION_LINES, MOST_PARAMETERS = 300, 50, 5
 EMPTY_WORDS = {"utils", "util", "common", "manager", "helper", "helpers", "handler", "processor", "base", "misc"}
-NOT_PURE = {"scheduler.py", "event_log.py"}
+NOT_PURE = {"scheduler.py", "event_log.py", "connection.py", "contents_watch.py", "prompt_reading.py", "replicas.py"}
 PURE = [
     *(
         f"control_plane/scheduler/{path.name}"
@@ -21,14 +21,18 @@ PURE = [
     ),
     "control_plane/gateway/continuation.py",
     "control_plane/gateway/continued_chunks.py",
+    "control_plane/gateway/kv_transfer.py",
     "control_plane/gateway/sent_stream.py",
     "control_plane/management/consequences.py",
     "control_plane/management/history.py",
     "control_plane/management/progress.py",
-    "control_plane/router/choose.py",
-    "control_plane/router/news.py",
-    "control_plane/router/candidate.py",
-    "control_plane/router/split.py",
+    "control_plane/prompts/asked.py",
+    "control_plane/prompts/cuts.py",
+    *(
+        f"control_plane/router/{path.name}"
+        for path in sorted((PACKAGE / "control_plane/router").glob("*.py"))
+        if path.name not in NOT_PURE
+    ),
     "agent/plan.py",
     "etcd/pace.py",
     "agent/pressure.py",

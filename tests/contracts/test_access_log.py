@@ -60,6 +60,7 @@ async def test_a_line_tells_what_became_of_a_request(tmp_path: Path) -> None:
         "bytes": len(answer.content),
         "disconnected": False,
         "continued": False,
+        "prefilled_by": "",
     }
     assert "secret" not in file.read_text()
 

@@ -24,7 +24,8 @@ from deepinfer.agent.models import Models
 from deepinfer.engine_environments.environment import Environment
 from deepinfer.engine_shim.client import EngineCall, EngineState, GenerateRequest
 from deepinfer.engine_shim.engines.vllm.kv_subscription import kv_events_flags
-from deepinfer.engine_shim.kv_mirror import KvMirror
+from deepinfer.engine_shim.kv_chain import chain, token_bytes
+from deepinfer.engine_shim.kv_mirror import KeySet, KvMirror
 from deepinfer.engine_shim.token_engine import FinishReason, SamplingParams
 from deepinfer.fleet.launch import FAILURE_LINE, ContainerServer
 from deepinfer.fleet.places import cache_dir
@@ -174,21 +175,23 @@ async def test_a_typed_request_is_answered(sidecar: Sidecar) -> None:
 
 async def test_a_prompt_just_answered_is_resident_also_for_a_new_sidecar(server: Server, tmp_path: Path) -> None:
     prompt = [7] * BLOCK * 3 + [8]
-    mirror = KvMirror()
+    wanted = {(0, name) for name in chain(token_bytes(prompt), BLOCK)}
 
-    def resident(state: EngineState) -> bool:
-        mirror.apply(state)
-        chain, found = 0, {0}
-        while found := {b.hash for b in mirror.blocks() if b.parent in found and set(b.token_ids) == {7}}:
-            chain += 1
-        return chain == 3
+    async def when_resident(sidecar: Sidecar) -> EngineState:
+        held = KeySet()
+        mirror = KvMirror(held)
+
+        def resident(state: EngineState) -> bool:
+            mirror.apply(state)
+            return wanted <= held
+
+        return await sidecar.state(resident, kv=True)
 
     async with ready_sidecar(server, tmp_path) as sidecar:
         await complete(server, prompt)
-        before = await sidecar.state(resident, kv=True)
-    mirror = KvMirror()
+        before = await when_resident(sidecar)
     async with ready_sidecar(server, tmp_path) as sidecar:
-        after = await sidecar.state(resident, kv=True)
+        after = await when_resident(sidecar)
     assert before.digest == after.digest
 
 

@@ -6,8 +6,9 @@ import asyncio
 
 from deepinfer.control_plane.router.health import FAILURES, Standing
 from deepinfer.engine_shim.token_engine import EngineLoad
+from deepinfer.fleet.spec import RoutingPolicy
 from tests.contracts.test_gateway_breakage import GOOD, fails_at_once, gateway_over
-from tests.gateway_parts import RunningGateway, until
+from tests.gateway_parts import RunningGateway, fleet_of, until
 from tests.hand_made_engine import answers
 
 BROKEN = answers(b'{"error": {"message": "CUDA error"}}', status=500)
@@ -62,6 +63,8 @@ async def test_retries_never_double_the_load_when_everything_fails() -> None:
 
 async def test_a_replica_that_slows_down_where_its_peers_do_not_is_left_out() -> None:
     async with gateway_over(GOOD, GOOD, GOOD) as (gateway, engines):
+        endpoints = (engine.endpoint for engine in engines)
+        gateway.replicas.update(fleet_of(*endpoints, routing=RoutingPolicy.LEAST_LOADED))
 
         def paces() -> list[float]:
             return [c.load.seconds_per_output_token for c in gateway.replicas.candidates("chat")]

@@ -16,6 +16,7 @@ import pytest
 import pytest_asyncio
 from openai.types.chat import ChatCompletionMessageParam
 
+from deepinfer.fleet.spec import RoutingPolicy
 from tests.gateway_parts import RunningGateway, fleet_of, running_gateway, until
 from tests.sim_engine import SimProcess, sim_processes
 
@@ -96,8 +97,11 @@ async def test_the_engine_s_own_refusal_is_passed_on(gateway: RunningGateway) ->
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_sixteen_streams_at_once_are_shared_by_both_replicas(gateway: RunningGateway) -> None:
+async def test_sixteen_streams_at_once_are_shared_by_both_replicas(
+    gateway: RunningGateway, sims: list[SimProcess]
+) -> None:
     most: dict[str, int] = {}
+    gateway.replicas.update(fleet_of(*(sim.endpoint for sim in sims), routing=RoutingPolicy.LEAST_LOADED))
 
     async def one(client: openai.AsyncOpenAI, number: int) -> str:
         stream = await client.chat.completions.create(

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 import pytest
 
+from deepinfer.control_plane.router.candidate import RoutedRequest
+from deepinfer.control_plane.router.loan import Loan
 from deepinfer.control_plane.router.replicas import Replicas
+from deepinfer.control_plane.router.router import Router
 from deepinfer.engine_shim.wire import ShimPhase
 from deepinfer.fleet import keys
 from deepinfer.fleet.snapshot import Snapshot
 from tests.fleet_values import deployment, placement
 from tests.gateway_parts import fleet_of, until
 from tests.hand_made_engine import HandMadeEngine, hand_made_engine
+
+
+def lent(replicas: Replicas) -> Loan:
+    request, now = RoutedRequest("chat"), asyncio.get_running_loop().time()
+    return replicas.lend(Router().choose(replicas.ready("chat"), request, replicas.turn, now))
 
 
 async def test_a_ready_engine_is_a_candidate_under_both_names() -> None:
@@ -62,7 +71,7 @@ async def test_an_older_epoch_is_dropped_when_a_newer_one_is_seen_and_its_reques
     async with hand_made_engine() as engine, Replicas() as replicas:
         replicas.update(fleet_of(engine.endpoint))
         await until(lambda: replicas.candidates("chat"))
-        with replicas.lend(replicas.candidates("chat")[0]) as client:
+        with lent(replicas) as client:
             replicas.update(fleet_of(None, epoch=2))
             assert not replicas.candidates("chat")
             assert (await client.info()).epoch == 1  # still open for what runs
@@ -106,7 +115,7 @@ async def test_requests_in_flight_and_turns_are_counted() -> None:
         replicas.update(fleet_of(engine.endpoint))
         await until(lambda: replicas.candidates("chat"))
         (before,) = replicas.candidates("chat")
-        with replicas.lend(before):
+        with lent(replicas):
             (during,) = replicas.candidates("chat")
         (after,) = replicas.candidates("chat")
         assert [(c.in_flight, c.last_used) for c in (before, during, after)] == [(0, 0), (1, 1), (0, 1)]

@@ -48,6 +48,19 @@ def test_work_counts_not_requests() -> None:
     assert sent_until_full(capacity, work=1000.0) <= 3
 
 
+def test_what_waits_for_the_end_of_a_long_step_does_not_make_an_engine_full() -> None:
+    capacity = Capacity()
+    capacity.knows(seats=64, blocks=1000, block_size=16, longest=0)
+    for _ in range(5):
+        capacity.sent(100.0, 0.0)
+    for _ in range(2):
+        capacity.told(EngineLoad(running=1, waiting=4, kv_blocks_used=700))
+    assert capacity.has_room(100.0, 0.0)
+    for _ in range(2):
+        capacity.told(EngineLoad(running=1, waiting=4, kv_blocks_used=800))
+    assert not capacity.has_room(100.0, 0.0)
+
+
 def test_the_first_words_of_a_burst_do_not_throttle_it() -> None:
     capacity = Capacity()
     for _ in range(50):
@@ -67,10 +80,10 @@ def test_an_engine_where_none_wait_may_have_twice_as_much() -> None:
 
 def test_what_an_engine_says_of_itself_is_its_first_limit() -> None:
     few = Capacity()
-    few.knows(seats=4, tokens=100_000, longest=8192)
+    few.knows(seats=4, blocks=6250, block_size=16, longest=8192)
     assert sent_until_full(few) == 4
     small = Capacity()
-    small.knows(seats=256, tokens=1000, longest=800)
+    small.knows(seats=256, blocks=100, block_size=10, longest=800)
     assert sent_until_full(small) == 10
     assert small.at_most(1e6) == 800
 

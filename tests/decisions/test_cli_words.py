@@ -94,7 +94,7 @@ def test_a_replica_that_drains_says_why_and_is_not_called_ready(seen: dict[str, 
         "devices": ["cpu"],
     }
     known |= {"restarts": 0, "memory_bytes": None, "endpoint": None}
-    assert replica_row(known | seen) == ["chat-abcde-0", "chat", "n1", "cpu", phase, "0", "-", "-", message]
+    assert replica_row(known | seen) == ["chat-abcde-0", "chat", "n1", "cpu", phase, "0", "-", "-", "both", message]
 
 
 def test_specs_are_compared_field_by_field_and_objects_part_by_part() -> None:
@@ -116,6 +116,7 @@ def test_specs_are_compared_field_by_field_and_objects_part_by_part() -> None:
         ({"env": {"A": "1 2", "B": "3"}}, 'env:       A="1 2", B=3'),
         ({"anti_affinity": ["chat", "other"]}, "anti_affinity:  chat, other"),
         ({"strategy": "pack"}, "strategy:  pack"),
+        ({"role": "decode"}, "role:      decode"),
         ({"rollout": {"max_surge": 2}}, "rollout:   2 max surge, 0 max unavailable, 900 s deadline"),
         (
             {"rollout": {"new_generation_percent": 5}},

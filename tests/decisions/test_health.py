@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepinfer.control_plane.router.candidate import Candidate, RoutedRequest
-from deepinfer.control_plane.router.choose import choose, trusted
+from deepinfer.control_plane.router.candidate import Candidate
+from deepinfer.control_plane.router.choose import least_loaded, trusted
 from deepinfer.control_plane.router.health import FAILURES, FORGIVEN_SECONDS, Health, Pace, Standing, slowed
 from deepinfer.control_plane.router.retry_budget import MOST_SAVED, RetryBudget
 
@@ -100,9 +100,9 @@ def test_never_more_than_half_are_left_out_and_who_is_trusted_never(standings: S
 
 def test_a_probe_is_due_before_anything_else_and_the_ejected_come_last() -> None:
     ejected, sound, due = (candidate(s.name, s) for s in (Standing.EJECTED, Standing.TRUSTED, Standing.PROBE))
-    assert choose((ejected, sound, due), RoutedRequest("chat")) == due
-    assert choose((ejected, sound), RoutedRequest("chat")) == sound
-    assert choose((ejected,), RoutedRequest("chat")) == ejected
+    assert least_loaded((ejected, sound, due)) == due
+    assert least_loaded((ejected, sound)) == sound
+    assert least_loaded((ejected,)) == ejected
 
 
 def test_retries_are_a_fifth_of_the_requests_and_a_quiet_gateway_has_some_anyway() -> None:

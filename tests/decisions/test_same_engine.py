@@ -19,7 +19,7 @@ def spec(**fields: Any) -> DeploymentSpec:
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [
-        ({}, {"replicas": 3, "priority": 1}, True),
+        ({}, {"replicas": 3, "priority": 1, "role": "decode"}, True),
         ({}, {"max_model_len": 64}, False),
         ({}, {"newer": "its default"}, True),
         ({"newer": "x"}, {"newer": "x"}, True),

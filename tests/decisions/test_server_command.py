@@ -67,6 +67,7 @@ def test_the_flags_are_the_launch_s_and_ours_come_last() -> None:
         "--max-model-len=512",
         "--quantization=fp8",
         "--tensor-parallel-size=2",
+        "--enable-prompt-tokens-details",
         "--gpu-memory-utilization=0.9",
         "--max-num-seqs=4",
         "--enforce-eager",

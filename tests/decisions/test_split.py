@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepinfer.control_plane.router.candidate import Candidate, RoutedRequest
-from deepinfer.control_plane.router.choose import choose
+from deepinfer.control_plane.router.choose import eligible, least_loaded
 from deepinfer.control_plane.router.split import NewGeneration, Split, rolling
 from deepinfer.fleet.resources import Deployment
 from deepinfer.fleet.rollout import Outcome, Rollout
@@ -23,6 +23,11 @@ REQUEST = RoutedRequest("alias")
 
 def candidate(deployment: str, number: int = 0) -> Candidate:
     return Candidate(f"{deployment}-{number}", 1, "node-1", "127.0.0.1:1", deployment=deployment)
+
+
+def choose(candidates: list[Candidate], request: RoutedRequest, split: Split) -> Candidate | None:
+    left = eligible(candidates, request, split)
+    return least_loaded(left) if left else None
 
 
 def taken(candidates: list[Candidate], split: Split, turns: range) -> Counter[str]:

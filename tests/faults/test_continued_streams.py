@@ -40,20 +40,27 @@ class Client:
         self.body = body | {"stream": True, "temperature": 0, "stream_options": {"include_usage": True}}
         self.data = b""
         self.pieces = 0
+        self.replica = ""
         self.longest_silence = 0.0
         self._more = asyncio.Event()
 
     async def run(self, http: httpx.AsyncClient) -> None:
         last = time.monotonic()
-        async with http.stream("POST", self.path, json=self.body) as answer:
+        asked = {"x-deepinfer-explain": "true"}  # on which replica it runs
+        async with http.stream("POST", self.path, json=self.body, headers=asked) as answer:
+            self.replica = answer.headers["x-deepinfer-replica"]
             async for piece in answer.aiter_raw():
                 self.longest_silence = max(self.longest_silence, time.monotonic() - last)
                 self.data, self.pieces, last = self.data + piece, self.pieces + 1, time.monotonic()
                 self._more.set()
 
+    @property
+    def is_whole(self) -> bool:
+        return self.data.endswith(b"[DONE]\n\n")
+
     async def has(self, pieces: int) -> None:
         """So many, or all."""
-        while self.pieces < pieces and not self.data.endswith(b"[DONE]\n\n"):
+        while self.pieces < pieces and not self.is_whole:
             self._more.clear()
             await self._more.wait()
 
@@ -190,7 +197,8 @@ def test_row_12_a_real_model_s_answers_go_on_as_one_engine_would_have_made_them(
                     tasks.create_task(client.run(http))
                 await moved_on(clients, 9)
                 if kill:
-                    shim = psutil.Process(fleet.replicas("smollm2")[0]["pid"])
+                    unfinished = {client.replica for client in clients if not client.is_whole}
+                    shim = psutil.Process(next(r["pid"] for r in fleet.replicas("smollm2") if r["id"] in unfinished))
                     cores = [p for p in shim.children(recursive=True) if "EngineCore" in "".join(p.cmdline())]
                     (*cores, shim)[0].kill()
             return [client.told() for client in clients]

@@ -78,6 +78,19 @@ def test_get_and_describe_show_it(served: Fleet, chat: str) -> None:
     assert view["replica_list"][0]["id"] in described
 
 
+def test_a_pair_is_deployed_by_its_roles(served: Fleet) -> None:
+    for role in ("prefill", "decode"):
+        deepinfer(served, "deploy", "sim/two", "--name", role, "--engine", "sim", "--role", role)
+    rows = [line.split() for line in deepinfer(served, "get", "deployments").splitlines()]
+    assert ["prefill", "sim/two", "sim", "1/1", "ready", "prefill"] in rows
+    assert " decode" in deepinfer(served, "get", "replicas")
+    assert deepinfer(served, "explain", "decode").startswith("role decode: answers")
+    assert deepinfer(served, "chat", "sim/two", "tale " * 500).strip()
+    assert 'deepinfer_prefills_total{model_name="sim/two",outcome="separate"} 1' in served.http.get("/metrics").text
+    for role in ("prefill", "decode"):
+        deepinfer(served, "delete", role)
+
+
 def test_logs_by_deployment_and_by_replica(served: Fleet, chat: str) -> None:
     replica = served.replicas(chat)[0]["id"]
     whole = deepinfer(served, "logs", chat)

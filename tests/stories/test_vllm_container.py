@@ -21,7 +21,8 @@ from openai import APIStatusError
 
 from deepinfer.engine_environments.environment import Environment
 from deepinfer.engine_shim.client import EngineClient
-from deepinfer.engine_shim.kv_mirror import KvMirror, mirrored
+from deepinfer.engine_shim.kv_chain import chain, token_bytes
+from deepinfer.engine_shim.kv_mirror import KeySet, KvMirror, mirrored
 from deepinfer.engine_shim.kv_residency import resident_tokens
 from deepinfer.fleet.places import cache_dir
 from tests.alive import is_alive
@@ -169,10 +170,11 @@ def test_its_sidecar_tells_the_blocks_of_a_prompt_just_answered(pair: Pair) -> N
     pair.fleet.openai.completions.create(model=BOXED, prompt=prompt, max_tokens=2)
 
     async def resident(client: EngineClient) -> int:
-        async with aclosing(mirrored(client, mirror := KvMirror())) as states:
+        names, held = chain(token_bytes(prompt), BLOCK), KeySet()
+        async with aclosing(mirrored(client, mirror := KvMirror(held))) as states:
             async for _ in states:  # events come a little after the answer they belong to
-                if len(chain := prefix_blocks(mirror, tuple(prompt[:BLOCK]))) == 4:
-                    return resident_tokens(chain, BLOCK, mirror.groups, mirror)
+                if (0, names[-1]) in held:
+                    return resident_tokens(names, BLOCK, mirror.groups, held)
         raise AssertionError("the sidecar ended its watch")
 
     assert asked(replica, resident) == 4 * BLOCK
@@ -251,15 +253,6 @@ def whole_answer(fleet: Fleet, model: str, begun: Callable[[], None] = lambda: N
         tokens += len(chunk.choices[0].token_ids or ())  # type: ignore[attr-defined]
         finish = chunk.choices[0].finish_reason or finish
     return tokens, finish
-
-
-def prefix_blocks(mirror: KvMirror, tokens: tuple[int, ...]) -> list[int]:
-    """The hashes of the blocks of a prompt that is these tokens again and again."""
-    following = {block.parent: block.hash for block in mirror.blocks() if block.token_ids == tokens}
-    chain: list[int] = []
-    while (found := following.get(chain[-1] if chain else 0)) is not None:
-        chain.append(found)
-    return chain
 
 
 def asked(replica: dict[str, Any], question: Callable[[EngineClient], Awaitable[T]]) -> T:
