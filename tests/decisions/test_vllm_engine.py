@@ -156,16 +156,43 @@ def scheduler(running: int, usage: float) -> Any:
     return SimpleNamespace(num_running_reqs=running, kv_cache_usage=usage)
 
 
-def iteration(latencies: list[float], *finished: Any) -> Any:
-    return SimpleNamespace(inter_token_latencies_iter=latencies, finished_requests=list(finished))
+def iteration(latencies: list[float], *finished: Any, first_tokens: int = 0) -> Any:
+    return SimpleNamespace(
+        inter_token_latencies_iter=latencies,
+        time_to_first_tokens_iter=[0.1] * first_tokens,
+        finished_requests=list(finished),
+    )
 
 
 def test_the_load_is_what_the_last_step_and_the_open_requests_say() -> None:
     meter = LoadMeter()
-    meter.record(scheduler(3, 0.5), iteration([0.02, 0.04]), engine=0)
+    meter.record(scheduler(2, 0.4), iteration([0.02, 0.04]), engine=0)
+    meter.record(scheduler(3, 0.5), None, engine=0)
     load = meter.load(unfinished=5, waiting_tokens=70, kv_blocks=100)
     assert (load.running, load.waiting, load.waiting_prefill_tokens, load.kv_blocks_used) == (3, 2, 70, 50)
     assert load.seconds_per_output_token == pytest.approx(0.03)
+
+
+@pytest.mark.parametrize(
+    "prefilled",
+    [
+        pytest.param(iteration([0.5, 0.5], first_tokens=1), id="the end of a prompt"),
+        pytest.param(iteration([0.5, 0.5]), id="a part of one"),
+        pytest.param(iteration([0.5], SimpleNamespace(num_prompt_tokens=1, prefill_time=0)), id="and another ended"),
+    ],
+)
+def test_the_time_of_a_prompt_is_not_a_tokens(prefilled: Any) -> None:
+    meter = LoadMeter()
+    meter.record(scheduler(2, 0.5), iteration([0.02, 0.02]), engine=0)
+    meter.record(scheduler(3 - len(prefilled.finished_requests), 0.5), prefilled, engine=0)
+    assert meter.load(3, 0, 1).seconds_per_output_token == pytest.approx(0.02)
+
+
+def test_an_ended_requests_last_token_counts() -> None:
+    meter = LoadMeter()
+    ended = SimpleNamespace(num_prompt_tokens=1, prefill_time=0)
+    meter.record(scheduler(1, 0.5), iteration([0.02, 0.04], ended), engine=0)
+    assert meter.load(1, 0, 1).seconds_per_output_token == pytest.approx(0.03)
 
 
 def test_aborted_requests_run_no_more_though_no_step_follows() -> None:

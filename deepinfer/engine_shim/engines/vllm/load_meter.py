@@ -50,7 +50,7 @@ class LoadMeter:
         for request in iteration.finished_requests:
             self._learn_prefill(request)
         latencies = iteration.inter_token_latencies_iter
-        if latencies:
+        if latencies and not _prefilled(iteration, self._running.get(engine, 0)):
             self._token_seconds = _blended(self._token_seconds, sum(latencies) / len(latencies))
 
     def _learn_prefill(self, request: Any) -> None:
@@ -77,6 +77,15 @@ def stat_logger(base: type, meter: LoadMeter) -> Callable[[Any, int], Any]:
             pass  # what the engine is, is told by GetInfo
 
     return MeterLogger
+
+
+def _prefilled(iteration: Any, running: int) -> bool:
+    """Whether the step computed prompts too: the time of that is not a token's. `running` requests are left after it.
+
+    A prompt's last chunk shows by its first token; an earlier one by a request that runs and was given nothing.
+    """
+    given = len(iteration.inter_token_latencies_iter) + len(iteration.time_to_first_tokens_iter)
+    return bool(iteration.time_to_first_tokens_iter) or given < running + len(iteration.finished_requests)
 
 
 def _blended(mean: float, newest: float) -> float:
