@@ -17,7 +17,7 @@ Cell = tuple[str, str]
 class Figures:
     ttft_mean: float
     ttft_p99: float
-    rate: float  # output tokens a second of all replicas, until the last session arrived
+    rate: float  # output tokens a second of all replicas, while sessions arrive
     seconds_per_token: float  # of a stream, after its first
     cached_share: float  # of all prompt tokens
     prefill_busy: float
@@ -29,7 +29,7 @@ def figures_of(played: Played) -> Figures:
     return Figures(
         ttft_mean=fmean(ttfts),
         ttft_p99=ttfts[int(0.99 * len(ttfts))],
-        rate=played.tokens / played.seconds,
+        rate=played.rate,
         seconds_per_token=fmean(each.seconds_per_token for each in served),
         cached_share=sum(each.cached_tokens for each in served) / sum(each.prompt_tokens for each in served),
         prefill_busy=played.prefill_busy,

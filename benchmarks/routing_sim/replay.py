@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from random import Random
+from statistics import fmean
+from typing import Final
 
 from benchmarks.routing_sim.policy import Asked, Policy, Start
 from benchmarks.routing_sim.replica import Replica
@@ -14,6 +16,8 @@ from benchmarks.routing_sim.trace import Session, Tokens, Trace
 from deepinfer.engine_shim.engine_args import SimArgs
 from deepinfer.engine_shim.kv_chain import chain, token_bytes
 from deepinfer.engine_shim.token_engine import SamplingParams, TokenRequest
+
+_INSTANTS: Final = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +32,12 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """`seconds`: until the last session arrived; `tokens`: made by then."""
+    """`rate`: output tokens a second of all replicas. While sessions arrive: at instants of the second half of that
+    time, what was made until then by the time until then, and of these the mean."""
 
     served: tuple[Served, ...]
-    seconds: float
-    tokens: int
-    prefill_busy: float  # the share of `seconds` that computing prompts took, over all replicas
+    rate: float
+    prefill_busy: float  # the share of that time that computing prompts took, over all replicas
 
 
 async def replay(trace: Trace, fleet: Sequence[SimArgs], start: Start, seed: int) -> Played:
@@ -44,13 +48,22 @@ async def replay(trace: Trace, fleet: Sequence[SimArgs], start: Start, seed: int
     async with asyncio.TaskGroup() as tasks:
         for number, session in enumerate(trace.sessions):
             tasks.create_task(play.session(f"session {number}", session))
-        await asyncio.sleep(seconds)
-        tokens = sum(replica.engine.totals.tokens for replica in replicas)
+        rate = await _rate(replicas, seconds)
         busy = sum(replica.prefill_seconds() for replica in replicas) / seconds / len(replicas)
     for watch in watching:
         watch.cancel()
     await asyncio.gather(*watching, return_exceptions=True)
-    return Played(tuple(play.served), seconds, tokens, busy)
+    return Played(tuple(play.served), rate, busy)
+
+
+async def _rate(replicas: Sequence[Replica], seconds: float) -> float:
+    """At one instant alone it would be a matter of which answers happen to be under way."""
+    began, rates = asyncio.get_running_loop().time(), []
+    for instant in range(_INSTANTS):
+        until = seconds * (0.5 + 0.5 * instant / (_INSTANTS - 1))
+        await asyncio.sleep(began + until - asyncio.get_running_loop().time())
+        rates.append(sum(replica.engine.totals.tokens for replica in replicas) / until)
+    return fmean(rates)
 
 
 class _Play:
