@@ -22,6 +22,7 @@ import psutil
 
 from benchmarks.exit_status import exit_status
 from benchmarks.fleet.until import RunEnded, say
+from benchmarks.gateway.cores import divided, starting_on
 from benchmarks.routing_overhead.asking import Client, Told, converse
 from benchmarks.routing_overhead.conversations import TURNS, Conversations, words_of
 from benchmarks.routing_overhead.deployed import REPLICAS, deployed
@@ -106,8 +107,10 @@ def run(given: argparse.Namespace) -> None:
         return
     with tempfile.TemporaryDirectory(prefix="deepinfer-overhead-") as folder, ExitStack() as stack:
         fleet = Fleet(Path(folder))
-        fleet.start_serve()
+        with starting_on(divided().gateway):
+            fleet.start_serve()
         stack.callback(fleet.close)
+        stack.enter_context(starting_on(divided().others))
         with deployed(fleet, _MODEL, (_KV, _PLAIN)):
             eventually(lambda: is_by_contents(explained(fleet, words)), 60)
             found = measure(fleet, words, given)
