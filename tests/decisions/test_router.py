@@ -232,6 +232,7 @@ def prospect(**fields: float) -> Prospect:
         "prefill_rate": 1000.0,
         "token_seconds": 0.01,
         "token_slope": 0.0,
+        "prefill_share": 0.0,
         "queue_seconds": 0.0,
         "overdue_seconds": 0.0,
         "running": 0,
@@ -248,11 +249,27 @@ def test_the_terms_are_seconds() -> None:
     cost = cost_of(prospect(queue_seconds=0.5, overdue_seconds=0.25), 100, 0.0)
     assert (cost.wait, cost.overdue, cost.prefill, cost.first_token) == (0.5, 0.25, 1.0, 1.75)
     assert cost.answer == pytest.approx(0.1 * 100 * 0.01) and cost.holds_up == cost.delays == cost.evicts == 0.0
+    assert cost_of(prospect(prefill_share=0.5), 100, 0.0).answer == pytest.approx(4 * cost.answer)
     busy = cost_of(prospect(running=4, token_slope=0.001), 100, 0.002)
     assert busy.holds_up == pytest.approx(0.2 * 2 * 1.0 + 0.1 * 4 * 100 * 0.001)
     assert busy.delays == pytest.approx(0.002 * 1000)
     assert cost_of(prospect(slowness=5.0, queue_seconds=0.5), 100, 0.0).prefill == 5.0
     assert cost_of(prospect(running=12, waiting=4), 100, 0.0).wait == pytest.approx(4 * 100 * 0.01 / 8)
+
+
+def test_an_answer_costs_more_where_many_prompts_are_computed_until_these_are_long_ago() -> None:
+    busy, calm = replicas()
+    for second in range(20):
+        new = token_bytes(range(1000 * second, 1000 * second + 600))
+        forecast = chosen([busy], request(600, tokens=new), now=second).forecast
+        busy.outlook.went(forecast)
+        busy.outlook.began(forecast, second + 0.6)
+        busy.outlook.over(forecast, second + 1.0)
+    decisions = [chosen([busy, calm], now=now).decision for now in (20, 36, 100)]
+    shares = [decision.prospects[0].prefill_share for decision in decisions]
+    assert shares == pytest.approx([0.5, 0.1, 0.0], abs=0.05)
+    dearer = [decision.costs[0].answer / decision.costs[1].answer for decision in decisions]
+    assert dearer == pytest.approx([1 / (1 - share) ** 2 for share in shares])
 
 
 def test_what_is_computed_anew_costs_others_nothing_until_most_replicas_have_a_queue() -> None:
@@ -347,7 +364,7 @@ def test_prompts_of_other_lengths_than_foreseen_are_a_reason_when_two_in_a_row_a
 
 @pytest.mark.parametrize(("exact", "wrong"), [(True, True), (False, False)])
 def test_only_prompts_of_which_the_tokens_were_foreseen_are_counted(exact: bool, wrong: bool) -> None:
-    router, among = Router(), replicas()
+    router, among = Router(), replicas(1)
     asked = request() if exact else request(tokens=b"", no_tokens="?")
     for number in range(3):
         choice = send(among, router, asked, 0.0)

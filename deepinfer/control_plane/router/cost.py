@@ -2,9 +2,11 @@
 
 Its first token waits for what is to be prefilled before it and for its own uncached tokens; and meanwhile the streams
 that run there stand still. Its later tokens count little: they take about as long anywhere, unless the replica is
-slower or fuller. What it drives out of a full cache has to be computed again if it is asked for. And where requests
-wait nearly everywhere, what is computed anew delays all that come later, wherever they go: so that has a price, the
-same at every replica (`price_of_work`). As long as half of the replicas have nothing to prefill, it is free.
+slower or fuller, or computes many prompts. With a share p of its time for these a token takes 1/(1 - p) times as long,
+and by one prompt more everybody's grow by the derivative of that: hence the square. What it drives out of a full cache
+has to be computed again if it is asked for. And where requests wait nearly everywhere, what is computed anew delays all
+that come later, wherever they go: so that has a price, the same at every replica (`price_of_work`). As long as half of
+the replicas have nothing to prefill, it is free.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ class Prospect(Struct, frozen=True):
     prefill_rate: float  # tokens a second
     token_seconds: float  # of an output token there, with the request
     token_slope: float  # by which it makes the tokens of each other one longer
+    prefill_share: float  # of its time, in which it computes prompts and no tokens
     queue_seconds: float  # of prefill that comes before it
     overdue_seconds: float  # that what comes first there has been late
     running: int  # requests there, from wherever
@@ -88,7 +91,7 @@ def cost_of(prospect: Prospect, answer_tokens: float, work_price: float) -> Cost
         wait=max(prospect.queue_seconds * prospect.slowness, seat if prospect.waiting > 1 else 0.0),
         overdue=prospect.overdue_seconds,
         prefill=prefill,
-        answer=ANSWER_WEIGHT * answer_tokens * prospect.token_seconds,
+        answer=ANSWER_WEIGHT * answer_tokens * prospect.token_seconds / (1.0 - prospect.prefill_share) ** 2,
         holds_up=HELD_UP_WEIGHT * sqrt(streams) * prefill
         + ANSWER_WEIGHT * streams * answer_tokens * prospect.token_slope,
         delays=work_price * prospect.uncached_tokens,

@@ -76,6 +76,7 @@ def _candidate(prospect: Prospect, cost: Cost) -> dict[str, Any]:
         "index_not_used": prospect.doubt,
         "prefill_tokens_per_second": round(prospect.prefill_rate, 1),
         "seconds_per_output_token": _rounded(prospect.token_seconds),
+        "prefill_share": round(prospect.prefill_share, 3),
         "running": prospect.running,
         "waiting": prospect.waiting,
         "slowness": round(prospect.slowness, 2),

@@ -18,6 +18,7 @@ from deepinfer.control_plane.router.foresight import Foresight
 from deepinfer.control_plane.router.found import Found
 from deepinfer.control_plane.router.kv_index import KvShelf
 from deepinfer.control_plane.router.prefill_book import PrefillBook
+from deepinfer.control_plane.router.prefill_share import PrefillShare
 from deepinfer.control_plane.router.silence import Silence
 from deepinfer.control_plane.router.speed import Speed
 from deepinfer.control_plane.router.trust import Trust
@@ -44,6 +45,7 @@ class Outlook:
         self.in_flight = 0
         self.foresight = Foresight()
         self._book = PrefillBook()
+        self._prefills = PrefillShare()
         self._silence = Silence()
         self._kv_blocks = self._seats = 0
         self._in_flight_then = 0
@@ -83,6 +85,7 @@ class Outlook:
         self._silence.asked(forecast.sent_at, busy=self.in_flight > 0)
         self.in_flight += 1
         self._book.sent(forecast)
+        self._prefills.sent(forecast.uncached_tokens / self.speed.rate(forecast.sent_at), forecast.sent_at)
         self.claims.claim(forecast.names)
 
     def began(self, forecast: Forecast, now: float) -> None:
@@ -145,6 +148,7 @@ class Outlook:
             prefill_rate=rate,
             token_seconds=self.speed.token_seconds(running + 1, now),
             token_slope=self.speed.token_slope,
+            prefill_share=self._prefills.at(now),
             queue_seconds=queue,
             overdue_seconds=max(overdue, still, self._silent_seconds(rate, now)),
             running=running,
