@@ -246,15 +246,16 @@ def prospect(**fields: float) -> Prospect:
 
 
 def test_the_terms_are_seconds() -> None:
-    cost = cost_of(prospect(queue_seconds=0.5, overdue_seconds=0.25), 100, 0.0)
+    cost = cost_of(prospect(queue_seconds=0.5, overdue_seconds=0.25), 100, 0.0, 0.0)
     assert (cost.wait, cost.overdue, cost.prefill, cost.first_token) == (0.5, 0.25, 1.0, 1.75)
     assert cost.answer == pytest.approx(0.1 * 100 * 0.01) and cost.holds_up == cost.delays == cost.evicts == 0.0
-    assert cost_of(prospect(prefill_share=0.5), 100, 0.0).answer == pytest.approx(4 * cost.answer)
-    busy = cost_of(prospect(running=4, token_slope=0.001), 100, 0.002)
+    assert cost_of(prospect(prefill_share=0.5), 100, 0.0, 0.0).answer == pytest.approx(16 * cost.answer)
+    assert cost_of(prospect(prefill_share=0.9), 100, 0.0, 0.9).answer == pytest.approx(cost.answer)
+    busy = cost_of(prospect(running=4, token_slope=0.001), 100, 0.002, 0.0)
     assert busy.holds_up == pytest.approx(0.2 * 2 * 1.0 + 0.1 * 4 * 100 * 0.001)
     assert busy.delays == pytest.approx(0.002 * 1000)
-    assert cost_of(prospect(slowness=5.0, queue_seconds=0.5), 100, 0.0).prefill == 5.0
-    assert cost_of(prospect(running=12, waiting=4), 100, 0.0).wait == pytest.approx(4 * 100 * 0.01 / 8)
+    assert cost_of(prospect(slowness=5.0, queue_seconds=0.5), 100, 0.0, 0.0).prefill == 5.0
+    assert cost_of(prospect(running=12, waiting=4), 100, 0.0, 0.0).wait == pytest.approx(4 * 100 * 0.01 / 8)
 
 
 def test_an_answer_costs_more_where_many_prompts_are_computed_until_these_are_long_ago() -> None:
@@ -265,11 +266,11 @@ def test_an_answer_costs_more_where_many_prompts_are_computed_until_these_are_lo
         busy.outlook.went(forecast)
         busy.outlook.began(forecast, second + 0.6)
         busy.outlook.over(forecast, second + 1.0)
-    decisions = [chosen([busy, calm], now=now).decision for now in (20, 36, 100)]
+    decisions = [chosen([busy, calm], now=now).decision for now in (20, 30, 100)]
     shares = [decision.prospects[0].prefill_share for decision in decisions]
     assert shares == pytest.approx([0.5, 0.1, 0.0], abs=0.05)
     dearer = [decision.costs[0].answer / decision.costs[1].answer for decision in decisions]
-    assert dearer == pytest.approx([1 / (1 - share) ** 2 for share in shares])
+    assert dearer == pytest.approx([1 / (1 - share) ** 4 for share in shares])
 
 
 def test_what_is_computed_anew_costs_others_nothing_until_most_replicas_have_a_queue() -> None:

@@ -2,11 +2,10 @@
 
 Its first token waits for what is to be prefilled before it and for its own uncached tokens; and meanwhile the streams
 that run there stand still. Its later tokens count little: they take about as long anywhere, unless the replica is
-slower or fuller, or computes many prompts. With a share p of its time for these a token takes 1/(1 - p) times as long,
-and by one prompt more everybody's grow by the derivative of that: hence the square. What it drives out of a full cache
-has to be computed again if it is asked for. And where requests wait nearly everywhere, what is computed anew delays all
-that come later, wherever they go: so that has a price, the same at every replica (`price_of_work`). As long as half of
-the replicas have nothing to prefill, it is free.
+slower or fuller, or computes more prompts than others do. What it drives out of a full cache has to be computed again
+if it is asked for. And where requests wait nearly everywhere, what is computed anew delays all that come later,
+wherever they go: so that has a price, the same at every replica (`price_of_work`). As long as half of the replicas
+have nothing to prefill, it is free.
 """
 
 from __future__ import annotations
@@ -20,6 +19,11 @@ from msgspec import Struct
 
 ANSWER_WEIGHT: Final = 0.1
 """Of a second of the answer, against one before its first token: who waits for an answer reads it as it comes."""
+_CROWDING: Final = 4
+"""Exponent. With a share p of its time for prompts, a replica's tokens take 1/(1 - p) times as long, and one prompt
+more lengthens everybody's by the square of that. But only how much p is above the least of all replicas may count:
+where all are full of prompts, what is cached would count for nothing, and there would be ever more to compute. Then
+twice the exponent comes to the same balance."""
 HELD_UP_WEIGHT: Final = 0.2
 """Of a second in which a replica's streams stand still, times the root of how many these are: by their number itself,
 long prompts would all go where few streams are."""
@@ -80,18 +84,24 @@ def price_of_work(prospects: Sequence[Prospect]) -> float:
     return delayed * len(prospects) / sum([prospect.prefill_rate for prospect in prospects])
 
 
-def cost_of(prospect: Prospect, answer_tokens: float, work_price: float) -> Cost:
-    """Of a request with so long an answer, there."""
+def least_share(prospects: Sequence[Prospect]) -> float:
+    """Of a replica's time for prompts: what cannot be avoided anywhere."""
+    return min([prospect.prefill_share for prospect in prospects])
+
+
+def cost_of(prospect: Prospect, answer_tokens: float, work_price: float, unavoidable: float) -> Cost:
+    """Of a request with so long an answer, there. `unavoidable`: the least share of time for prompts."""
     running, rate = prospect.running, prospect.prefill_rate
     prefill = prospect.uncached_tokens / rate * prospect.slowness
     seat = prospect.waiting * answer_tokens * prospect.token_seconds / max(1, running - prospect.waiting)
     streams = max(0, running - prospect.waiting)
+    tokens_flow = (1.0 + unavoidable - prospect.prefill_share) ** _CROWDING
     return Cost(
         fixed=prospect.fixed_seconds,
         wait=max(prospect.queue_seconds * prospect.slowness, seat if prospect.waiting > 1 else 0.0),
         overdue=prospect.overdue_seconds,
         prefill=prefill,
-        answer=ANSWER_WEIGHT * answer_tokens * prospect.token_seconds / (1.0 - prospect.prefill_share) ** 2,
+        answer=ANSWER_WEIGHT * answer_tokens * prospect.token_seconds / tokens_flow,
         holds_up=HELD_UP_WEIGHT * sqrt(streams) * prefill
         + ANSWER_WEIGHT * streams * answer_tokens * prospect.token_slope,
         delays=work_price * prospect.uncached_tokens,

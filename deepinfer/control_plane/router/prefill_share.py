@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import exp
 from typing import Final
 
-_SECONDS: Final = 10.0
+_SECONDS: Final = 6.0
 """Of memory: prompts sent so long ago count a third of those sent now."""
 _MOST: Final = 0.95
 

@@ -11,7 +11,7 @@ from typing import Final, Generic, Protocol, TypeVar
 from deepinfer.control_plane.router.block_chains import BlockChains
 from deepinfer.control_plane.router.candidate import RoutedRequest, Seen
 from deepinfer.control_plane.router.choose import by_load, cheapest, sticky
-from deepinfer.control_plane.router.cost import cost_of, price_of_work
+from deepinfer.control_plane.router.cost import cost_of, least_share, price_of_work
 from deepinfer.control_plane.router.decision import Decision, Decisions
 from deepinfer.control_plane.router.forecast import Forecast
 from deepinfer.control_plane.router.found import Found
@@ -106,8 +106,8 @@ class Router:
         prospects = tuple(
             [candidate.outlook.prospect(request, one, now) for candidate, one in zip(candidates, found, strict=True)]
         )
-        price = price_of_work(prospects)
-        costs = tuple([cost_of(prospect, request.answer_tokens, price) for prospect in prospects])
+        price, share = price_of_work(prospects), least_share(prospects)
+        costs = tuple([cost_of(prospect, request.answer_tokens, price, share) for prospect in prospects])
         seconds = [cost.total for cost in costs]
         at = cheapest(candidates, seconds)
         why = "" if seconds[at] <= min(seconds) else "about as cheap, and less loaded"
