@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.contracts.test_gateway_breakage import GOOD, breaks_after
+from deepinfer.engine_shim.frames import AnswerFrame, Body, End, EngineCall, Head
+from tests.contracts.test_gateway_breakage import GOOD, SSE, breaks_after
 from tests.contracts.test_gateway_breakage import gateway_over as gateway_over_hand_made
 from tests.gateway_parts import RunningGateway, fleet_of, running_gateway, until
 from tests.hand_made_engine import Answering, answers
@@ -93,6 +94,64 @@ async def test_the_client_gets_what_one_engine_would_have_said(
         page = (await gateway.http.get("/metrics")).text
     assert told(continued) == told(undisturbed)
     assert 'status="200"} 2.0' in page and 'status="502"' not in page
+
+
+LINE_ENDS = 10_000
+"""The token of two, where nothing follows them."""
+
+
+def goes_on_with(*texts: str) -> Answering:
+    """An engine with a character a token, but for two line ends at the end of a text, as of GPT-2's tokenizer."""
+
+    def tokens(text: str) -> list[int]:
+        return [*map(ord, text[:-2]), LINE_ENDS] if text.endswith("\n\n") else list(map(ord, text))
+
+    async def answering(stream: int, call: EngineCall) -> AsyncIterator[AnswerFrame]:
+        asked = json.loads(call.body)
+        said = {"tokens": tokens(asked["prompt"]) if call.path == "/tokenize" else [], "max_model_len": 99}
+        if call.path == "/detokenize":
+            said = {"prompt": "".join("\n\n" if token == LINE_ENDS else chr(token) for token in asked["tokens"])}
+        yield Head(stream, 200, ((b"content-type", SSE if call.path == COMPLETIONS else b"application/json"),))
+        if call.path == COMPLETIONS:
+            for number, text in enumerate(texts, 1):
+                finish = "length" if number == len(texts) else None
+                chunk = {"choices": [{"index": 0, "text": text, "finish_reason": finish}]}
+                yield Body(stream, b"data: %s\n\n" % json.dumps(chunk).encode())
+        yield Body(stream, b"data: [DONE]\n\n" if call.path == COMPLETIONS else json.dumps(said).encode())
+        yield End(stream)
+
+    return answering
+
+
+def said(text: str) -> bytes:
+    head = {"id": "a", "object": "text_completion", "created": 1, "model": "chat"}
+    return (
+        b"data: %s\n\n" % json.dumps(head | {"choices": [{"index": 0, "text": text, "finish_reason": None}]}).encode()
+    )
+
+
+@pytest.mark.parametrize("kept", ["Once.", ""])
+async def test_white_space_at_the_end_is_made_again_for_its_tokens_depend_on_what_follows(kept: str) -> None:
+    """A slow reader gets several tokens in one piece, so their number is not known either."""
+    other = goes_on_with("\n", "\nThe", " end")
+    pieces = [said(text) for text in (kept, "\n\n") if text]
+    async with gateway_over_hand_made(breaks_after(*pieces), other) as (gateway, engines):
+        body = {"model": "chat", "stream": True, "temperature": 0, "prompt": [65], "max_tokens": 20}
+        answer = await gateway.http.post(COMPLETIONS, json=body)
+        asked = json.loads(engines[1].calls[-1].body)
+    whole = told([line.removeprefix("data: ") for line in answer.text.splitlines() if line])
+    assert (whole["text"], whole["finish"]) == (f"{kept}\n\nThe end", ["length"])
+    made = len(kept)
+    assert (asked["prompt"], asked["generated_tokens"]) == (list(map(ord, f"A{kept}")), made)
+    assert asked["max_tokens"] == 20 - made
+
+
+@pytest.mark.parametrize("texts", [(" Twice", ""), ("\n", "")], ids=["other", "less"])
+async def test_what_is_made_again_must_be_what_was_sent(texts: tuple[str, ...]) -> None:
+    async with gateway_over_hand_made(breaks_after(said("Once.\n\n")), goes_on_with(*texts)) as (gateway, _):
+        body = {"model": "chat", "stream": True, "temperature": 0, "prompt": "A"}
+        answer = await gateway.http.post(COMPLETIONS, json=body)
+    assert "said its last words otherwise" in answer.text and "stream_interrupted" in answer.text
 
 
 SAID = b'data: {"choices": [{"index": 0, "delta": {"content": "Once"}}]}\n\n'

@@ -3,7 +3,8 @@
 Of a stream that has said nothing yet, be it for roles, the request is made once more, whatever it asks for. Else the
 answer's text goes back to the engine as tokens behind the prompt's, at /v1/completions: chat templates trim messages,
 so /v1/chat/completions cannot be told to go on exactly where a text ends. At temperature 0 the whole is then what the
-one answer would have been; with a higher one, any continuation is.
+one answer would have been (white space at its end is made again, for its tokens are not known); with a higher one, any
+continuation is.
 
 A field that is not known here to mean the same for a prompt and its half answer as for the prompt is reason enough not
 to: penalties count what was generated, grammars begin anew, tools and reasoning are parsed from the start.

@@ -47,16 +47,22 @@ def told_again(sent: Sent) -> Change:
 
 
 class Rest:
-    """Chunks of the text completion that makes the rest. `sent` tokens were made before."""
+    """Chunks of the text completion that makes the rest. `sent` tokens were made before; it begins with text that the
+    client has, `again`."""
 
-    def __init__(self, wanted: Wanted, already: Sent, prompt: int, sent: int) -> None:
+    def __init__(self, wanted: Wanted, already: Sent, prompt: int, sent: int, again: str = "") -> None:
         self._is_chat = wanted.path == CHAT
         self._tells_usage = wanted.wants_usage or already.usage is not None  # an engine may be set to tell it to all
         self._tells_always = wanted.wants_usage_always or (already.usage is not None and not already.usage_is_told)
         self._head, self._prompt, self._sent = already.head, prompt, sent
+        self._again = again
 
     def change(self, chunk: Chunk) -> Chunk | None:
         choices, usage = choices_of(chunk), chunk.get("usage")
+        if self._again:
+            choices = [self._new_part(choice) for choice in choices]
+            if self._again:
+                return None
         told = {name: value for name, value in chunk.items() if name != "usage"} | {"choices": self._choices(choices)}
         if isinstance(usage, dict) and (self._tells_always or (self._tells_usage and not choices)):
             return told | {"usage": self._usage(usage)}
@@ -73,6 +79,15 @@ class Rest:
         if self._tells_usage:
             events.append(_event(self._head | {"choices": [], "usage": self._usage({"completion_tokens": made})}))
         return b"".join(events) + DONE
+
+    def _new_part(self, choice: Chunk) -> Chunk:
+        text = choice.get("text") or ""
+        known = min(len(text), len(self._again))
+        ends_early = choice.get("finish_reason") and known < len(self._again)
+        if text[:known] != self._again[:known] or ends_early:
+            raise NotExact("the other replica said its last words otherwise")
+        self._again = self._again[known:]
+        return choice | {"text": text[known:]}
 
     def _choices(self, choices: list[Chunk]) -> list[Chunk]:
         return [_chat_choice(choice) for choice in choices] if self._is_chat else choices

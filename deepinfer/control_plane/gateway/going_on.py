@@ -98,11 +98,13 @@ class _Attempt:
         tokens = Tokenizing(self._ask, asked.asked.get("model"))
         question = prompt_question(asked)
         prompt = question if isinstance(question, list) else await tokens.of(question)
-        made = await exact_tokens(tokens, prompt, sent.text)
-        if asked.is_greedy and len(made) < len(sent.texts):
+        texts = sent.closed_texts() if asked.is_greedy and sent.finish is None else sent.texts
+        text = "".join(texts)
+        made = await exact_tokens(tokens, prompt, text)
+        if asked.is_greedy and len(made) < len(texts):
             raise NotExact("its text is not of the tokens that it would be made of again")
         most = left_to_make(asked, len(prompt), len(made), tokens.max_model_len)
-        rest = Rest(asked, sent, len(prompt), len(made))
+        rest = Rest(asked, sent, len(prompt), len(made), again=sent.text[len(text) :])
         if sent.finish is not None:  # the token that ends an answer has no text
             self._write(rest.ending(None, 1 if sent.finish == "stop" else 0))
         elif not most:

@@ -35,6 +35,16 @@ class Sent:
     def text(self) -> str:
         return "".join(self.texts)
 
+    def closed_texts(self) -> list[str]:
+        """Those before the white space at the end, the tokens of which depend on what follows it.
+
+        Tokenizers like GPT-2's take two line ends at the end of a text for one token, and before a word for two.
+        """
+        closed = list(self.texts)
+        while closed and closed[-1][-1].isspace():
+            closed.pop()
+        return closed
+
     @property
     def has_begun(self) -> bool:
         """Whether the client has anything that another try could say otherwise."""

@@ -44,8 +44,6 @@ async def exact_tokens(tokens: Tokenizing, prompt: list[int], text: str) -> list
 
     Some tokenizers put a space before every text; what they make of a text behind a line's end has none.
     """
-    if not text:
-        return []
     tail = prompt[-_TAIL_TOKENS:]
     before = await tokens.text(tail)
     for begin in ("", "\n"):
