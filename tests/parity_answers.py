@@ -89,6 +89,8 @@ def without_own(value: Any) -> Any:
 def shape(value: Any) -> Any:
     """Keys and types. Neighbours of equal shape in a list count once: how many there are is seen elsewhere."""
     if isinstance(value, dict):
+        if value and all(isinstance(part, float) for part in value.values()):
+            return {"TOKEN": "float"}  # completions' top_logprobs: its keys are text, whose cut differs
         return {key: shape(part) for key, part in value.items()}
     if isinstance(value, list):
         return [form for form, _ in groupby(map(shape, value))]
