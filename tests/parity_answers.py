@@ -89,8 +89,8 @@ def without_own(value: Any) -> Any:
 def shape(value: Any) -> Any:
     """Keys and types. Neighbours of equal shape in a list count once: how many there are is seen elsewhere."""
     if isinstance(value, dict):
-        if value and all(isinstance(part, float) for part in value.values()):
-            return {"TOKEN": "float"}  # completions' top_logprobs: its keys are text, whose cut differs
+        if _is_by_token(value):
+            return {"TOKEN": "float"}
         return {key: shape(part) for key, part in value.items()}
     if isinstance(value, list):
         return [form for form, _ in groupby(map(shape, value))]
@@ -129,6 +129,11 @@ def _is_text(key: str, part: Any) -> bool:
     return key in TEXTS and isinstance(part, str)
 
 
+def _is_by_token(value: dict[str, Any]) -> bool:
+    """As completions' top_logprobs are: the keys are text, and come in other pieces when a stream is cut otherwise."""
+    return bool(value) and all(isinstance(part, float) for part in value.values())
+
+
 def _unfinished(data: Any) -> bool:
     choices = data.get("choices") if isinstance(data, dict) else None
     return choices[0].get("finish_reason") is None if choices else False
@@ -140,6 +145,8 @@ def _collect(value: Any, texts: dict[str, str], ends: list[Any]) -> None:
             _collect(part, texts, ends)
     if not isinstance(value, dict):
         return
+    if _is_by_token(value):
+        texts["by token"] = texts.get("by token", "") + "".join(value)
     for key, part in value.items():
         if key in ENDS and part is not None:
             ends.append((key, without_own(part)))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from deepinfer.engine_shim.frames import AnswerFrame, Body, End, EngineCall, Head
+from deepinfer.engine_shim.frames import AnswerFrame, EngineCall
 from tests.contracts.test_gateway_breakage import GOOD, SSE, breaks_after
 from tests.contracts.test_gateway_breakage import gateway_over as gateway_over_hand_made
 from tests.gateway_parts import RunningGateway, fleet_of, running_gateway, until
@@ -100,34 +100,33 @@ LINE_ENDS = 10_000
 """The token of two, where nothing follows them."""
 
 
+def said(text: str, finish: str | None = None, by: str = "first") -> bytes:
+    head = {"id": by, "object": "text_completion", "created": 1, "model": "chat"}
+    chunk = head | {"choices": [{"index": 0, "text": text, "finish_reason": finish}]}
+    return b"data: %s\n\n" % json.dumps(chunk).encode()
+
+
 def goes_on_with(*texts: str) -> Answering:
     """An engine with a character a token, but for two line ends at the end of a text, as of GPT-2's tokenizer."""
 
     def tokens(text: str) -> list[int]:
         return [*map(ord, text[:-2]), LINE_ENDS] if text.endswith("\n\n") else list(map(ord, text))
 
-    async def answering(stream: int, call: EngineCall) -> AsyncIterator[AnswerFrame]:
+    def answering(stream: int, call: EngineCall) -> AsyncIterator[AnswerFrame | bytes]:
         asked = json.loads(call.body)
-        said = {"tokens": tokens(asked["prompt"]) if call.path == "/tokenize" else [], "max_model_len": 99}
-        if call.path == "/detokenize":
-            said = {"prompt": "".join("\n\n" if token == LINE_ENDS else chr(token) for token in asked["tokens"])}
-        yield Head(stream, 200, ((b"content-type", SSE if call.path == COMPLETIONS else b"application/json"),))
-        if call.path == COMPLETIONS:
-            for number, text in enumerate(texts, 1):
-                finish = "length" if number == len(texts) else None
-                chunk = {"choices": [{"index": 0, "text": text, "finish_reason": finish}]}
-                yield Body(stream, b"data: %s\n\n" % json.dumps(chunk).encode())
-        yield Body(stream, b"data: [DONE]\n\n" if call.path == COMPLETIONS else json.dumps(said).encode())
-        yield End(stream)
+        if call.path == "/tokenize":
+            answer = answers(json.dumps({"tokens": tokens(asked["prompt"]), "max_model_len": 99}).encode())
+        elif call.path == "/detokenize":
+            text = "".join("\n\n" if token == LINE_ENDS else chr(token) for token in asked["tokens"])
+            answer = answers(json.dumps({"prompt": text}).encode())
+        else:
+            *first, last = texts
+            pieces = [said(text, by="other") for text in first]
+            pieces += [said(last, "length", by="other"), b"data: [DONE]\n\n"]
+            answer = answers(*pieces, content_type=SSE)
+        return answer(stream, call)
 
     return answering
-
-
-def said(text: str) -> bytes:
-    head = {"id": "a", "object": "text_completion", "created": 1, "model": "chat"}
-    return (
-        b"data: %s\n\n" % json.dumps(head | {"choices": [{"index": 0, "text": text, "finish_reason": None}]}).encode()
-    )
 
 
 @pytest.mark.parametrize("kept", ["Once.", ""])
@@ -140,7 +139,7 @@ async def test_white_space_at_the_end_is_made_again_for_its_tokens_depend_on_wha
         answer = await gateway.http.post(COMPLETIONS, json=body)
         asked = json.loads(engines[1].calls[-1].body)
     whole = told([line.removeprefix("data: ") for line in answer.text.splitlines() if line])
-    assert (whole["text"], whole["finish"]) == (f"{kept}\n\nThe end", ["length"])
+    assert (whole["text"], whole["finish"]) == (f"{kept}\n\nThe end", ["length"]) and len(whole["object"]) == 1
     made = len(kept)
     assert (asked["prompt"], asked["generated_tokens"]) == (list(map(ord, f"A{kept}")), made)
     assert asked["max_tokens"] == 20 - made
