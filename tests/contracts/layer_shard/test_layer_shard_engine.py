@@ -16,6 +16,7 @@ from deepinfer.engine_shim.engines.layer_shard.errors import LayerShardError
 from deepinfer.engine_shim.engines.layer_shard.schedule import Limits
 from deepinfer.engine_shim.engines.layer_shard.sequence import Sequence
 from deepinfer.engine_shim.engines.layer_shard.stage import Source, Stage, build_stage
+from deepinfer.engine_shim.engines.layer_shard.stages import WholeModel
 from deepinfer.engine_shim.engines.layer_shard.steps import Steps
 from deepinfer.engine_shim.token_engine import (
     ContextTooLong,
@@ -38,7 +39,7 @@ def request(prompt: list[int], **sampling: Any) -> TokenRequest:
 
 def own_engine(stage: Stage, limits: Limits) -> LayerShardEngine:
     info = EngineInfo("tiny", "layer-shard", "test", min(256, limits.kv_tokens), 16, limits.kv_tokens // 16, "x", 0)
-    return LayerShardEngine(stage, limits, info)
+    return LayerShardEngine(WholeModel(stage), limits, info)
 
 
 async def test_a_seed_gives_the_same_answer_whoever_shares_the_step(
@@ -69,17 +70,19 @@ async def test_a_prompt_in_chunks_is_answered_like_a_whole_one(
 
 def answers_of(stage: Stage, kv_tokens: int, prompts: list[list[int]]) -> tuple[list[list[int]], int]:
     """The answers of prompts that are asked at once, and how often one lost its memory."""
-    steps, lost = Steps(stage, Limits(8, 2048, kv_tokens)), 0
+    steps, stages, lost = Steps(Limits(8, 2048, kv_tokens)), WholeModel(stage), 0
     sampling = SamplingParams(max_tokens=120, temperature=0, ignore_eos=True)
     sequences = [
-        Sequence(number, TokenRequest("r", tuple(prompt), sampling), (), len(prompt) + 120, torch.Generator())
+        Sequence(number, TokenRequest("r", tuple(prompt), sampling), (), len(prompt) + 120, seed=0)
         for number, prompt in enumerate(prompts)
     ]
     for sequence in sequences:
         steps.add(sequence)
     while not steps.idle:
-        before = steps.load().running
-        finished = sum(delta.finish_reason is not None for _, delta in steps.step())
+        before, under_way = steps.load().running, steps.next_batch()
+        assert under_way is not None
+        deltas = steps.returned(stages.launch(under_way.batch, under_way.token_ids))
+        finished = sum(delta.finish_reason is not None for _, delta in deltas)
         lost += max(0, before - finished - steps.load().running)
         assert steps.kv_tokens_held <= kv_tokens
     return [list(sequence.answer) for sequence in sequences], lost

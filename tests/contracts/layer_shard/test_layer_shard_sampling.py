@@ -17,7 +17,7 @@ SIZE = 12
 
 def row(answer: tuple[int, ...] = (), prompt: tuple[int, ...] = (1,), seed: int = 0, **params: Any) -> Row:
     sampling = SamplingParams(**{"max_tokens": 5, "temperature": 0, **params})
-    return Row(sampling, prompt, answer, (2,), torch.Generator().manual_seed(seed))
+    return Row(sampling, prompt, answer, (2,), seed, len(answer))
 
 
 @pytest.fixture

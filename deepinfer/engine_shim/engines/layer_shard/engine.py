@@ -3,7 +3,7 @@
 One thread computes; the event loop only queues requests and reads deltas. Commands reach the thread through a queue
 that it empties between two steps, and all deltas of a step reach the event loop in one wake-up.
 
-Limits: one stage must hold the whole model; there is no prefix cache, so `kv` stays empty.
+Limit: there is no prefix cache, so `kv` stays empty.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ import psutil
 import torch
 import transformers
 
+from deepinfer.engine_shim.engines.layer_shard.batch import StepResult
 from deepinfer.engine_shim.engines.layer_shard.capacity import limits_of
 from deepinfer.engine_shim.engines.layer_shard.errors import LayerShardError
 from deepinfer.engine_shim.engines.layer_shard.options import Options
 from deepinfer.engine_shim.engines.layer_shard.schedule import BLOCK, Limits
 from deepinfer.engine_shim.engines.layer_shard.sequence import Sequence
-from deepinfer.engine_shim.engines.layer_shard.stage import Source, Stage, build_stage, end_token_ids
-from deepinfer.engine_shim.engines.layer_shard.steps import Steps
+from deepinfer.engine_shim.engines.layer_shard.stage import Source, build_stage, end_token_ids
+from deepinfer.engine_shim.engines.layer_shard.stages import Stages, WholeModel
+from deepinfer.engine_shim.engines.layer_shard.steps import Deltas, Steps
 from deepinfer.engine_shim.kv_contents import KvContents
 from deepinfer.engine_shim.token_engine import (
     ContextTooLong,
@@ -45,6 +47,8 @@ from deepinfer.engine_shim.token_engine import (
 from deepinfer.fleet.errors import InvalidRequest
 
 Progress = Callable[[str], None]
+
+_64_BITS = (1 << 64) - 1
 
 log = logging.getLogger(__name__)
 
@@ -76,17 +80,17 @@ class _Close:
 class LayerShardEngine:
     """Serves one model. Make it with `from_folder`, in a thread: reading the weights blocks."""
 
-    def __init__(self, stage: Stage, limits: Limits, info: EngineInfo, *, seed: int = 0, threads: int = 1) -> None:
+    def __init__(self, stages: Stages, limits: Limits, info: EngineInfo, *, seed: int = 0, threads: int = 1) -> None:
         self.info = info
         self.kv = KvContents(boot_epoch=time.time_ns())
-        self._stage = stage
-        self._steps = Steps(stage, limits)
+        self._stages = stages
+        self._steps = Steps(limits)
         self._load = EngineLoad()
         self._seed = seed
         self._threads = threads
         self._numbers = itertools.count()
         self._callers: dict[int, _Caller] = {}
-        self._commands: queue.SimpleQueue[_Add | _Abort | _Close] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[_Add | _Abort | StepResult | _Close] = queue.SimpleQueue()
         self._closed = False
         self._fault: concurrent.futures.Future[BaseException] = concurrent.futures.Future()
         self._thread = threading.Thread(target=self._run_or_tell, name="layer-shard", daemon=True)
@@ -117,7 +121,7 @@ class LayerShardEngine:
             max_running=options.max_num_seqs,
         )
         tell(f"ready: {stage.weight_bytes / 1e6:.0f} MB of weights, room for {limits.kv_tokens} tokens")
-        return cls(stage, limits, info, seed=options.seed, threads=threads)
+        return cls(WholeModel(stage), limits, info, seed=options.seed, threads=threads)
 
     async def generate(self, request: TokenRequest) -> AsyncIterator[TokenDelta]:
         """Deltas until one has a finish reason. An answer that reaches the model's length ends there."""
@@ -166,13 +170,13 @@ class LayerShardEngine:
             request=request,
             end_token_ids=() if request.sampling.ignore_eos else self.info.eos_token_ids,
             longest=min(prompt + request.sampling.max_tokens, self.info.max_model_len),
-            generator=torch.Generator().manual_seed(self._seed + number if seed is None else seed),
+            seed=(self._seed + number if seed is None else seed) & _64_BITS,
         )
         return _Caller(sequence, asyncio.get_running_loop(), asyncio.Queue())
 
     def _check_token_ids(self, request: TokenRequest) -> None:
         """An id the model does not have would fail the whole step, and with it other requests."""
-        size = self._stage.vocabulary
+        size = self._stages.first.vocabulary
         biased = tuple(token for token, _ in request.sampling.logit_bias)
         given = {"prompt": request.token_ids, "stop_token_ids": request.sampling.stop_token_ids, "logit_bias": biased}
         for param, ids in given.items():
@@ -187,23 +191,23 @@ class LayerShardEngine:
             self._fault.set_result(error)
 
     def _run(self) -> None:
-        """The thread: obey all commands, compute a step, tell the callers; again."""
+        """The thread: obey all commands, give the stages a batch, tell the callers; again."""
         torch.set_num_threads(self._threads)  # OpenMP counts threads for each calling thread
-        while self._obey():
-            deltas = self._steps.step()
-            self._publish()  # first, so that who has a delta sees a load that knows of it
-            self._tell(deltas)
+        launched = False
+        while self._obey(wait=not launched):
+            launched = self._launch()
         stopped = TokenDelta(finish_reason=FinishReason.ERROR, error="The engine was stopped.")
         self._tell([(caller.sequence, stopped) for caller in self._callers.values()])
-        self._steps.release()
+        self._stages.release()
 
-    def _obey(self) -> bool:
-        """Take the commands there are, waiting for one when there is nothing to compute; False: stop."""
+    def _obey(self, *, wait: bool) -> bool:
+        """Take the commands there are; `wait` for one when there is nothing to compute. False: stop."""
         while True:
             try:
-                command = self._commands.get(block=self._steps.idle)
+                command = self._commands.get(block=wait)
             except queue.Empty:
                 return True
+            wait = False
             match command:
                 case _Add(caller):
                     self._callers[caller.sequence.number] = caller
@@ -211,11 +215,28 @@ class LayerShardEngine:
                 case _Abort(caller):
                     self._callers.pop(caller.sequence.number, None)
                     self._steps.remove(caller.sequence)
+                case StepResult() as result:
+                    self._take(result)
                 case _Close():
                     return False
             self._publish()
 
-    def _tell(self, deltas: list[tuple[Sequence, TokenDelta]]) -> None:
+    def _launch(self) -> bool:
+        """Whether there was a batch to give."""
+        groups = self._stages.groups(self._steps.sequences)
+        if self._steps.under_way >= groups or not (next_one := self._steps.next_batch(groups)):
+            return False
+        result = self._stages.launch(next_one.batch, next_one.token_ids)
+        if result is not None:
+            self._take(result)
+        return True
+
+    def _take(self, result: StepResult) -> None:
+        deltas = self._steps.returned(result)
+        self._publish()  # first, so that who has a delta sees a load that knows of it
+        self._tell(deltas)
+
+    def _tell(self, deltas: Deltas) -> None:
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Caller, TokenDelta]]] = defaultdict(list)
         for sequence, delta in deltas:
             caller = self._callers[sequence.number]
@@ -232,7 +253,8 @@ class LayerShardEngine:
 
     def _publish(self) -> None:
         self._load = self._steps.load()
-        held = self._stage.weight_bytes + self._steps.kv_tokens_held * self._stage.kv_shape.bytes_per_token
+        here = self._stages.first
+        held = here.weight_bytes + self._steps.kv_tokens_held * here.kv_shape.bytes_per_token
         if held != self.info.memory_bytes:
             self.info = dataclasses.replace(self.info, memory_bytes=held)
 

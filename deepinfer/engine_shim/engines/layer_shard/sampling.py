@@ -2,7 +2,8 @@
 
 A step in which everybody is greedy and asks for nothing else is one argmax. Everything else goes row by row through the
 penalties and, vectorised over the rows, through temperature, top-k, top-p and min-p, in vLLM's order. A row's random
-numbers come from its own generator, so that its seed gives the same answer whoever shares the step.
+numbers depend on its seed and the token's place in the answer alone, so that the answer is the same whoever shares the
+step, and goes on as it would have where another stage takes over.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 from deepinfer.engine_shim.token_engine import SamplingParams, TokenLogprob
 
 GREEDY_BELOW = 1e-5  # temperatures so small that dividing by them would overflow
+_64_BITS = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,8 @@ class Row:
     prompt: tuple[int, ...]
     answer: Sequence[int]
     end_token_ids: tuple[int, ...]
-    generator: torch.Generator
+    seed: int
+    drawn: int  # tokens before this one that had random numbers
 
     @property
     def greedy(self) -> bool:
@@ -96,13 +99,22 @@ def _drawn(logits: Tensor, rows: Sequence[Row]) -> Tensor:
     logits = logits / _column(logits, [row.params.temperature for row in rows])
     logits = _without_unlikely(logits, rows)
     # the largest of p/e, with e exponential, is a draw from p; every row takes its numbers from its own generator
-    noise = torch.stack([_exponential(logits, row.generator) for row in rows])
+    noise = torch.stack([_exponential(logits, row) for row in rows])
     return (logits.softmax(-1) / noise).argmax(-1)
 
 
-def _exponential(logits: Tensor, generator: torch.Generator) -> Tensor:
-    numbers = torch.empty(logits.shape[1], device=generator.device).exponential_(generator=generator)
+def _exponential(logits: Tensor, row: Row) -> Tensor:
+    generator = torch.Generator().manual_seed(_mixed(row.seed, row.drawn))
+    numbers = torch.empty(logits.shape[1]).exponential_(generator=generator)
     return numbers.clamp_min_(torch.finfo(torch.float32).tiny).to(logits.device)
+
+
+def _mixed(seed: int, place: int) -> int:
+    """A seed for each place, unlike its neighbours' (SplitMix64, Steele et al. 2014)."""
+    mixed = (seed + (place + 1) * 0x9E3779B97F4A7C15) & _64_BITS
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _64_BITS
+    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _64_BITS
+    return mixed ^ (mixed >> 31)
 
 
 def _without_unlikely(logits: Tensor, rows: Sequence[Row]) -> Tensor:

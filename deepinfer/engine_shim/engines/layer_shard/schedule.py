@@ -5,7 +5,8 @@ Rules, in order:
 * then prompts under way, then waiting ones first come first served, within the step's token budget. A prompt that fits
   a whole budget is never cut in pieces (its answer then has the bits it has alone); a longer one is computed in chunks;
 * a sequence that outgrows its memory gets twice as much, or what is left; when nothing is left, the youngest running
-  sequences lose theirs, go to the head of the queue, and are computed again later.
+  sequences lose theirs, go to the head of the queue, and are computed again later;
+* where groups of sequences take turns in a pipeline, a step has at most `most` of them, the oldest first.
 
 A lone sequence always fits, because no request longer than the memory is accepted.
 """
@@ -67,8 +68,13 @@ class _Draft:
 
     limits: Limits
     free: int
-    budget: int
+    budget: int  # tokens
+    most: int  # sequences
     work: list[Work] = field(default_factory=list)
+
+    @property
+    def full(self) -> bool:
+        return len(self.work) >= self.most
 
     def take(self, sequence: SequenceState, count: int, capacity: int) -> None:
         self.work.append(Work(sequence.id, count, capacity))
@@ -76,11 +82,14 @@ class _Draft:
         self.budget -= count
 
 
-def plan_step(running: Sequence[SequenceState], waiting: Sequence[SequenceState], limits: Limits) -> StepPlan:
+def plan_step(
+    running: Sequence[SequenceState], waiting: Sequence[SequenceState], limits: Limits, most: int | None = None
+) -> StepPlan:
     """`running` from the oldest to the youngest, `waiting` from the first to the last."""
+    most = limits.sequences if most is None else most
     kept, preempted = list(running), list[SequenceState]()
     while True:
-        draft = _Draft(limits, limits.kv_tokens - sum(s.capacity for s in kept), limits.tokens_in_a_step)
+        draft = _Draft(limits, limits.kv_tokens - sum(s.capacity for s in kept), limits.tokens_in_a_step, most)
         if _continue_all(kept, draft):
             break
         preempted.insert(0, kept.pop())
@@ -94,7 +103,7 @@ def _continue_all(running: Sequence[SequenceState], draft: _Draft) -> bool:
     """Give every running sequence its work; False when the memory does not suffice."""
     for sequence in sorted(running, key=lambda s: s.missing > 1):
         count = _chunk(sequence, draft)
-        if count == 0:
+        if count == 0 or draft.full:
             continue
         capacity = _grown(sequence, sequence.computed + count, draft.free)
         if capacity is None:
@@ -107,7 +116,7 @@ def _admit(waiting: Sequence[SequenceState], running: int, draft: _Draft) -> Non
     for sequence in waiting:
         count = _chunk(sequence, draft)
         capacity = in_blocks(min(sequence.longest, sequence.known + ROOM_FOR_ANSWER))
-        if running >= draft.limits.sequences or count == 0 or capacity > draft.free:
+        if draft.full or running >= draft.limits.sequences or count == 0 or capacity > draft.free:
             return  # in order: nobody overtakes
         draft.take(sequence, count, capacity)
         running += 1

@@ -1,30 +1,28 @@
-"""One request under way: its tokens so far, and its memory. Only the engine's thread touches it."""
+"""One request under way: its tokens so far, and how many of them were given to the stages. The head's alone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
 
-import torch
-
-from deepinfer.engine_shim.engines.layer_shard.kv import KvSlab
-from deepinfer.engine_shim.engines.layer_shard.sampling import Choice, Row
-from deepinfer.engine_shim.engines.layer_shard.schedule import SequenceState
+from deepinfer.engine_shim.engines.layer_shard.batch import Opening, Span
+from deepinfer.engine_shim.engines.layer_shard.sampling import Choice
+from deepinfer.engine_shim.engines.layer_shard.schedule import SequenceState, Work
 from deepinfer.engine_shim.token_engine import FinishReason, TokenDelta, TokenRequest
 
 
 @dataclass(eq=False)
 class Sequence:
-    """`tokens` is prompt and answer; the keys and values of the first `computed` are in `slab`."""
+    """`tokens` is prompt and answer; the first `computed` were given to the stages, whose memory holds `capacity`."""
 
     number: int
     request: TokenRequest
     end_token_ids: tuple[int, ...]
     longest: int
-    generator: torch.Generator
+    seed: int
     tokens: list[int] = field(default_factory=list)
     computed: int = 0
-    slab: KvSlab | None = None
+    capacity: int = 0
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.token_ids)
@@ -39,16 +37,32 @@ class Sequence:
         return self.tokens[len(self.request.token_ids) :]
 
     def state(self) -> SequenceState:
-        capacity = self.slab.capacity if self.slab else 0
-        return SequenceState(self.number, len(self.tokens), self.computed, capacity, self.longest)
+        return SequenceState(self.number, len(self.tokens), self.computed, self.capacity, self.longest)
 
-    def row(self) -> Row:
-        request = self.request
-        return Row(request.sampling, request.token_ids, self.answer, self.end_token_ids, self.generator)
+    def opening(self) -> Opening:
+        """What the last stage must know of it before its first span."""
+        sampling, answer = self.request.sampling, tuple(self.answer)
+        prompt = self.request.token_ids if sampling.repetition_penalty != 1.0 else ()
+        drawn = self.request.generated + len(answer)
+        return Opening(self.number, sampling, self.end_token_ids, self.seed, drawn, prompt, answer)
+
+    def spans(self, work: Work) -> list[Span]:
+        """What was given, in one; then what was generated and is not there any more, token by token, as it was."""
+        start, stop = self.computed, self.computed + work.count
+        chooses = stop == len(self.tokens)
+        if work.count == 1:
+            return [Span(self.number, start, 1, work.capacity, chooses=chooses)]
+        split = min(max(start, self.given), stop)
+        whole = Span(self.number, start, split - start, work.capacity, chooses=chooses and split == stop)
+        again = [
+            Span(self.number, at, 1, work.capacity, again=True, chooses=chooses and at + 1 == stop)
+            for at in range(split, stop)
+        ]
+        return [whole, *again] if split > start else again
 
     def forget(self) -> None:
         """Give the memory back; the tokens stay, and are computed again if the sequence goes on."""
-        self.slab = None
+        self.capacity = 0
         self.computed = 0
 
     def accept(self, choice: Choice) -> TokenDelta:

@@ -1,6 +1,8 @@
-"""Runs step after step: plans, makes room, computes all sequences' tokens in one pass, chooses the next ones.
+"""The head's book: which sequences there are, the next batch for the stages, and what came back.
 
-Synchronous and without threads; `engine.py` drives it. A step that fails ends the requests in it and nothing else.
+Synchronous and without threads; `engine.py` drives it. Several batches may be under way: a sequence whose token is
+under way is in no other one, a long prompt's chunks follow each other without waiting. A step that fails ends the
+requests in it and nothing else.
 """
 
 from __future__ import annotations
@@ -11,67 +13,57 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
-import torch
-
-from deepinfer.engine_shim.engines.layer_shard.attention import Segment
-from deepinfer.engine_shim.engines.layer_shard.kv import KvSlab
+from deepinfer.engine_shim.engines.layer_shard.batch import Batch, Span, StepResult
 from deepinfer.engine_shim.engines.layer_shard.rates import Rates
-from deepinfer.engine_shim.engines.layer_shard.sampling import choose
 from deepinfer.engine_shim.engines.layer_shard.schedule import BLOCK, Limits, StepPlan, plan_step
 from deepinfer.engine_shim.engines.layer_shard.sequence import Sequence
-from deepinfer.engine_shim.engines.layer_shard.stage import Stage
 from deepinfer.engine_shim.token_engine import EngineLoad, FinishReason, TokenDelta
+
+Deltas = list[tuple[Sequence, TokenDelta]]
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """A sequence's share of a step."""
+class UnderWay:
+    """A batch that has not come back: itself, the tokens of its spans, and who is in it."""
 
-    sequence: Sequence
-    count: int
-    capacity: int  # that its memory must have
-
-
-@dataclass(frozen=True, slots=True)
-class _Span:
-    """Tokens `start:stop` of a sequence, that get one attention call."""
-
-    sequence: Sequence
-    start: int
-    stop: int
-    again: bool = False
-
-    @property
-    def completes(self) -> bool:
-        """All tokens are computed then, and the next can be chosen."""
-        return self.stop == len(self.sequence.tokens)
-
-    @property
-    def rank(self) -> int:
-        """The order that attention wants."""
-        return 2 if self.stop - self.start > 1 else int(self.again)
+    batch: Batch
+    token_ids: list[int]
+    sequences: tuple[Sequence, ...]
+    began: float
 
 
 class Steps:
-    """The sequences of one engine and what it takes to move them on."""
+    """The sequences of one engine and what moves them on."""
 
-    def __init__(self, stage: Stage, limits: Limits) -> None:
-        self._stage = stage
+    def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # oldest first
+        self._awaited: set[int] = set()  # sequences whose next token is under way
+        self._ended: list[int] = []  # sequences whose memory the stages still hold
+        self._under_way: dict[int, UnderWay] = {}
+        self._numbers = itertools.count()
         self._rates = Rates()
         self.work_done = 0
 
     @property
     def idle(self) -> bool:
-        return not self._waiting and not self._running
+        return not (self._waiting or self._running or self._ended)
+
+    @property
+    def sequences(self) -> int:
+        return len(self._running) + len(self._waiting)
+
+    @property
+    def under_way(self) -> int:
+        """Batches."""
+        return len(self._under_way)
 
     @property
     def kv_tokens_held(self) -> int:
-        return sum(sequence.slab.capacity for sequence in self._running if sequence.slab)
+        return sum(sequence.capacity for sequence in self._running)
 
     def load(self) -> EngineLoad:
         return EngineLoad(
@@ -89,89 +81,89 @@ class Steps:
         self._waiting.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        """The sequence ends here; its memory is free at once. It may have ended before."""
-        sequence.forget()
+        """The sequence ends here; its memory is free with the next batch. It may have ended before."""
         if sequence in self._running:
             self._running.remove(sequence)
+            self._ended.append(sequence.number)
         elif sequence in self._waiting:
             self._waiting.remove(sequence)
+        sequence.forget()
 
-    def release(self) -> None:
-        """Free weights and memory; nothing can be computed afterwards."""
-        for sequence in (*self._running, *self._waiting):
-            sequence.forget()
-        self._running.clear()
-        self._waiting.clear()
-        self._stage.release()
+    def next_batch(self, groups: int = 1) -> UnderWay | None:
+        """What the stages are to do next, or None while there is nothing. It is under way from now on.
 
-    def step(self) -> list[tuple[Sequence, TokenDelta]]:
-        """Compute once; what each sequence got from it."""
-        began = time.perf_counter()
-        plan = plan_step([s.state() for s in self._running], [s.state() for s in self._waiting], self._limits)
-        parts = self._scheduled(plan)
-        try:
-            deltas = self._computed(parts)
-        except Exception as error:
-            log.exception("a step of %d sequences failed", len(parts))
-            failed = TokenDelta(finish_reason=FinishReason.ERROR, error=f"The engine failed: {error}")
-            deltas = [(part.sequence, failed) for part in parts]
+        So many `groups` of sequences take turns: each gets its share of those that run.
+        """
+        most = max(1, -(-min(self.sequences, self._limits.sequences) // groups))
+        ready = itertools.takewhile(lambda s: s.number not in self._awaited, self._waiting)
+        plan = plan_step([s.state() for s in self._running], [s.state() for s in ready], self._limits, most)
+        began, ended = time.perf_counter(), self._ended
+        for sequence in self._preempted(plan):
+            ended.append(sequence.number)
+        if not plan.work and not ended:
+            return None
+        self._ended = []
+        opened = self._admitted(plan)
+        by_number = {sequence.number: sequence for sequence in self._running}
+        sequences = tuple(by_number[work.id] for work in plan.work)
+        spans = itertools.chain.from_iterable(s.spans(w) for s, w in zip(sequences, plan.work, strict=True))
+        in_order = sorted(spans, key=_rank)
+        for sequence, work in zip(sequences, plan.work, strict=True):
+            sequence.computed += work.count
+            sequence.capacity = work.capacity
+        self._awaited |= {span.sequence for span in in_order if span.chooses}
+        tokens = [t for span in in_order for t in _tokens_of(by_number[span.sequence], span)]
+        batch = Batch(next(self._numbers), tuple(in_order), tuple(s.opening() for s in opened), tuple(ended))
+        under_way = self._under_way[batch.step] = UnderWay(batch, tokens, sequences, began)
+        return under_way
+
+    def returned(self, result: StepResult) -> Deltas:
+        """What each sequence got from a step. Who ended meanwhile gets nothing."""
+        done = self._under_way.pop(result.step)
+        self._awaited -= {span.sequence for span in done.batch.spans if span.chooses}
+        deltas = self._failed(done, result.error) if result.error else self._accepted(done, result)
         for sequence, delta in deltas:
             if delta.finish_reason is not None:
                 self.remove(sequence)
-        self.work_done += sum(part.count for part in parts)
-        self._rates.learn([part.count for part in parts], time.perf_counter() - began)
+        self.work_done += done.batch.tokens
+        if done.batch.spans:
+            counts = [span.count for span in done.batch.spans]
+            self._rates.learn(counts, time.perf_counter() - done.began)
         return deltas
 
-    def _scheduled(self, plan: StepPlan) -> list[_Part]:
-        """Move the plan's sequences between the queues."""
-        by_number = {s.number: s for s in (*self._running, *self._waiting)}
-        for number in reversed(plan.preempted):
-            sequence = by_number[number]
+    def _accepted(self, done: UnderWay, result: StepResult) -> Deltas:
+        alive = {s.number: s for s in done.sequences if s in self._running or s in self._waiting}
+        return [(alive[number], alive[number].accept(choice)) for number, choice in result.choices if number in alive]
+
+    def _failed(self, done: UnderWay, error: str) -> Deltas:
+        log.error("a step of %d sequences failed: %s", len(done.sequences), error)
+        failed = TokenDelta(finish_reason=FinishReason.ERROR, error=f"The engine failed: {error}")
+        return [(s, failed) for s in done.sequences if s in self._running or s in self._waiting]
+
+    def _preempted(self, plan: StepPlan) -> list[Sequence]:
+        """Move them back to the head of the queue."""
+        by_number = {s.number: s for s in self._running}
+        preempted = [by_number[number] for number in plan.preempted]
+        for sequence in reversed(preempted):
             sequence.forget()
             self._running.remove(sequence)
             self._waiting.appendleft(sequence)
-        parts = [_Part(by_number[work.id], work.count, work.capacity) for work in plan.work]
-        admitted = {id(part.sequence) for part in parts}
-        while self._waiting and id(self._waiting[0]) in admitted:
-            self._running.append(self._waiting.popleft())
-        return parts
+        return preempted
 
-    def _computed(self, parts: list[_Part]) -> list[tuple[Sequence, TokenDelta]]:
-        slabs = {part.sequence.number: self._slab(part.sequence, part.capacity) for part in parts}
-        spans = sorted(itertools.chain.from_iterable(map(_spans, parts)), key=lambda span: span.rank)
-        segments = [Segment(slabs[s.sequence.number], s.start, s.stop - s.start, s.again) for s in spans]
-        hidden = self._forward(spans, segments)
-        for part in parts:
-            part.sequence.computed += part.count
-        ends = itertools.accumulate(span.stop - span.start for span in spans)
-        last = [(span.sequence, end - 1) for span, end in zip(spans, ends, strict=True) if span.completes]
-        if not last:
-            return []
-        sequences, last_rows = [sequence for sequence, _ in last], [row for _, row in last]
-        choices = choose(self._stage.logits(hidden[last_rows]), [sequence.row() for sequence in sequences])
-        return [(sequence, sequence.accept(choice)) for sequence, choice in zip(sequences, choices, strict=True)]
-
-    def _slab(self, sequence: Sequence, capacity: int) -> KvSlab:
-        if sequence.slab is None:
-            sequence.slab = KvSlab(self._stage.kv_shape, capacity)
-        elif sequence.slab.capacity < capacity:
-            sequence.slab.grow(capacity, sequence.computed)
-        return sequence.slab
-
-    def _forward(self, spans: list[_Span], segments: list[Segment]) -> torch.Tensor:
-        tokens = itertools.chain.from_iterable(span.sequence.tokens[span.start : span.stop] for span in spans)
-        ids = torch.tensor(list(tokens), device=self._stage.device)
-        places = itertools.chain.from_iterable(range(span.start, span.stop) for span in spans)
-        positions = torch.tensor(list(places), device=self._stage.device)
-        return self._stage.forward(ids, positions, segments)
+    def _admitted(self, plan: StepPlan) -> list[Sequence]:
+        """Move the plan's newcomers out of the queue."""
+        chosen = {work.id for work in plan.work}
+        admitted = []
+        while self._waiting and self._waiting[0].number in chosen:
+            admitted.append(self._waiting.popleft())
+        self._running += admitted
+        return admitted
 
 
-def _spans(part: _Part) -> list[_Span]:
-    """What was given, in one; then what was generated and is not there any more, token by token, as it was made."""
-    sequence, start = part.sequence, part.sequence.computed
-    stop = start + part.count
-    if part.count == 1:
-        return [_Span(sequence, start, stop)]
-    split = min(max(start, sequence.given), stop)
-    given = [_Span(sequence, start, split)] if split > start else []
-    return given + [_Span(sequence, at, at + 1, again=True) for at in range(split, stop)]
+def _rank(span: Span) -> int:
+    """The order that attention wants."""
+    return 2 if span.count > 1 else int(span.again)
+
+
+def _tokens_of(sequence: Sequence, span: Span) -> list[int]:
+    return sequence.tokens[span.start : span.start + span.count]
