@@ -19,7 +19,7 @@ Count = Annotated[int, Meta(ge=0, le=1 << 40)]
 class Span(Struct, frozen=True, array_like=True):
     """Tokens of one sequence, that get one attention call in every layer: `count` new ones after `start` held ones."""
 
-    sequence: Count
+    sequence: Count  # a number of its stay in the stages' memory; one that comes back has another
     start: Count
     count: Annotated[int, Meta(ge=1, le=1 << 24)]
     capacity: Count  # tokens that its memory must hold first
@@ -46,6 +46,7 @@ class Batch(Struct, frozen=True, array_like=True):
     spans: tuple[Span, ...] = ()
     opened: tuple[Opening, ...] = ()
     ended: tuple[Count, ...] = ()  # forgotten first: their memory is free for this very step
+    until: int | None = None  # the stage it ends at, where it only fills memory again
 
     @property
     def tokens(self) -> int:
@@ -59,10 +60,20 @@ class StageTime(Struct, frozen=True, array_like=True):
     queued: float = 0.0  # it had arrived, and something else was computed
 
 
-class StepResult(Struct, frozen=True, array_like=True):
+class StepResult(Struct, frozen=True, tag=True):
     """What came of a step."""
 
     step: Count
+    epoch: Count = 0  # of the stages that computed it
     choices: tuple[tuple[int, Choice], ...] = ()  # sequence and its next token
     times: tuple[StageTime, ...] = ()  # of the stages in order
     error: str = ""  # why none of it was computed
+
+
+def fits(batch: Batch, rows: int, kv_tokens: int) -> None:
+    """Raises `ValueError` where a batch says something else than what came with it, or reaches beyond its memory."""
+    if batch.tokens != rows:
+        raise ValueError(f"{rows} rows came for {batch.tokens} tokens")
+    for span in batch.spans:
+        if not span.start + span.count <= span.capacity <= kv_tokens:
+            raise ValueError(f"tokens {span.start} to {span.start + span.count} of a sequence with {span.capacity}")

@@ -73,6 +73,22 @@ class _Abort:
 
 
 @dataclass(frozen=True)
+class _Between:
+    """What is done in the engine's thread between two batches."""
+
+    work: Callable[[Steps], None]
+    done: concurrent.futures.Future[None]
+
+    def do(self, steps: Steps) -> None:
+        try:
+            self.work(steps)
+        except Exception as error:
+            self.done.set_exception(error)
+        else:
+            self.done.set_result(None)
+
+
+@dataclass(frozen=True)
 class _Close:
     pass
 
@@ -90,7 +106,8 @@ class LayerShardEngine:
         self._threads = threads
         self._numbers = itertools.count()
         self._callers: dict[int, _Caller] = {}
-        self._commands: queue.SimpleQueue[_Add | _Abort | StepResult | _Close] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[_Add | _Abort | _Between | StepResult | _Close] = queue.SimpleQueue()
+        stages.follow(self._commands.put)
         self._closed = False
         self._fault: concurrent.futures.Future[BaseException] = concurrent.futures.Future()
         self._thread = threading.Thread(target=self._run_or_tell, name="layer-shard", daemon=True)
@@ -136,6 +153,12 @@ class LayerShardEngine:
         finally:
             if not ended:
                 self._commands.put(_Abort(caller))
+
+    async def between_batches(self, work: Callable[[Steps], None]) -> None:
+        """Have it done in the engine's thread, while nothing is launched. Raises what it raises."""
+        between = _Between(work, concurrent.futures.Future())
+        self._commands.put(between)
+        await asyncio.wrap_future(between.done)
 
     def load(self) -> EngineLoad:
         """As of the last step."""
@@ -217,6 +240,8 @@ class LayerShardEngine:
                     self._steps.remove(caller.sequence)
                 case StepResult() as result:
                     self._take(result)
+                case _Between() as between:
+                    between.do(self._steps)
                 case _Close():
                     return False
             self._publish()
@@ -232,6 +257,8 @@ class LayerShardEngine:
         return True
 
     def _take(self, result: StepResult) -> None:
+        if result.epoch != self._stages.epoch:
+            return  # told before the stages changed; the batch was sent again
         deltas = self._steps.returned(result)
         self._publish()  # first, so that who has a delta sees a load that knows of it
         self._tell(deltas)

@@ -21,8 +21,12 @@ class Sequence:
     longest: int
     seed: int
     tokens: list[int] = field(default_factory=list)
+    stay: int = -1  # in the stages' memory: its number there
     computed: int = 0
     capacity: int = 0
+    wholes: dict[int, int] = field(
+        default_factory=dict
+    )  # tokens computed together: the first one's place, and how many
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.token_ids)
@@ -44,26 +48,39 @@ class Sequence:
         sampling, answer = self.request.sampling, tuple(self.answer)
         prompt = self.request.token_ids if sampling.repetition_penalty != 1.0 else ()
         drawn = self.request.generated + len(answer)
-        return Opening(self.number, sampling, self.end_token_ids, self.seed, drawn, prompt, answer)
+        return Opening(self.stay, sampling, self.end_token_ids, self.seed, drawn, prompt, answer)
 
     def spans(self, work: Work) -> list[Span]:
         """What was given, in one; then what was generated and is not there any more, token by token, as it was."""
         start, stop = self.computed, self.computed + work.count
         chooses = stop == len(self.tokens)
         if work.count == 1:
-            return [Span(self.number, start, 1, work.capacity, chooses=chooses)]
+            return [Span(self.stay, start, 1, work.capacity, chooses=chooses)]
         split = min(max(start, self.given), stop)
-        whole = Span(self.number, start, split - start, work.capacity, chooses=chooses and split == stop)
+        whole = Span(self.stay, start, split - start, work.capacity, chooses=chooses and split == stop)
         again = [
-            Span(self.number, at, 1, work.capacity, again=True, chooses=chooses and at + 1 == stop)
+            Span(self.stay, at, 1, work.capacity, again=True, chooses=chooses and at + 1 == stop)
             for at in range(split, stop)
         ]
-        return [whole, *again] if split > start else again
+        if split == start:
+            return again
+        self.wholes[start] = whole.count
+        return [whole, *again]
+
+    def spans_again(self, stop: int) -> list[Span]:
+        """All up to `stop`, cut as they were when they were computed: other cuts may give other bits."""
+        spans, at = [], 0
+        while at < stop:
+            count = min(self.wholes.get(at, 1), stop - at)
+            spans.append(Span(self.stay, at, count, self.capacity, again=count == 1))
+            at += count
+        return spans
 
     def forget(self) -> None:
         """Give the memory back; the tokens stay, and are computed again if the sequence goes on."""
         self.capacity = 0
         self.computed = 0
+        self.wholes.clear()
 
     def accept(self, choice: Choice) -> TokenDelta:
         """Append the chosen token; the delta says whether it was the last."""

@@ -11,6 +11,7 @@ one step packs long and short sequences into one call.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,7 @@ ARCHITECTURES = (
     "Phi3ForCausalLM",
 )
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_BUILDING = threading.Lock()  # compiling kernels and transformers' late imports are not made for two threads
 _FINAL_NORMS = ("norm", "final_layernorm")
 
 transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -71,6 +73,7 @@ class Stage:
         self.dtype: torch.dtype = config.dtype
         self.max_model_len = _longest(config)
         self.vocabulary: int = config.vocab_size
+        self.width: int = config.hidden_size
         self.weight_bytes = _bytes_of(model)
         self.kv_shape = _kv_shape(config, shape, device)
         self._decode = decode_attention(config.num_attention_heads, self.kv_shape)
@@ -97,6 +100,11 @@ class Stage:
 
 def build_stage(source: Source) -> Stage:
     """Read the stage's weights and put them into stock modules. Raises a `LayerShardError`."""
+    with _BUILDING:
+        return _built(source)
+
+
+def _built(source: Source) -> Stage:
     config = _config(source.folder)
     shape = _shape(config, source.layers)
     config.dtype = _dtype(source.dtype, config)

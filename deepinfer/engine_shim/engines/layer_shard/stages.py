@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -19,13 +19,19 @@ log = logging.getLogger(__name__)
 class Stages(Protocol):
     """All layers of a model, wherever they are. Used by the engine's thread alone."""
 
+    epoch: int  # rises when stages are replaced; results of another one are not wanted any more
+
     @property
     def first(self) -> Stage:
         """The layers here."""
         ...
 
+    def follow(self, tell: Callable[[StepResult], None]) -> None:
+        """Who gets the results that `launch` does not return, from any thread."""
+        ...
+
     def groups(self, sequences: int) -> int:
-        """How many batches should be under way, so that no stage waits for another."""
+        """How many batches should be under way, so that no stage waits for another. 0: none can be computed now."""
         ...
 
     def launch(self, batch: Batch, token_ids: Sequence[int]) -> StepResult | None:
@@ -41,8 +47,12 @@ class WholeModel:
     """One stage with all layers."""
 
     def __init__(self, stage: Stage) -> None:
+        self.epoch = 0
         self.first = stage
         self._work = StageWork(stage)
+
+    def follow(self, tell: Callable[[StepResult], None]) -> None:
+        pass  # all are returned
 
     def groups(self, sequences: int) -> int:
         return 1
@@ -55,7 +65,7 @@ class WholeModel:
         except Exception as error:
             log.exception("a step of %d tokens failed", batch.tokens)
             return StepResult(batch.step, error=str(error) or type(error).__name__)
-        return StepResult(batch.step, choices, (StageTime(time.perf_counter() - began),))
+        return StepResult(batch.step, choices=choices, times=(StageTime(time.perf_counter() - began),))
 
     def release(self) -> None:
         self._work.release()

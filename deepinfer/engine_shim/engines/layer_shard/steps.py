@@ -11,6 +11,7 @@ import itertools
 import logging
 import time
 from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from deepinfer.engine_shim.engines.layer_shard.batch import Batch, Span, StepResult
@@ -30,8 +31,16 @@ class UnderWay:
 
     batch: Batch
     token_ids: list[int]
-    sequences: tuple[Sequence, ...]
+    sequences: dict[int, Sequence]  # by their stay
     began: float
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """What stages need that hold nothing of what they should: `filling` puts it back, `under_way` is sent again."""
+
+    filling: tuple[tuple[Batch, list[int]], ...]
+    under_way: tuple[UnderWay, ...]
 
 
 class Steps:
@@ -42,9 +51,10 @@ class Steps:
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # oldest first
         self._awaited: set[int] = set()  # sequences whose next token is under way
-        self._ended: list[int] = []  # sequences whose memory the stages still hold
+        self._ended: list[int] = []  # stays whose memory the stages still hold
+        self._unopened: list[Sequence] = []  # running ones that the last stage does not know
         self._under_way: dict[int, UnderWay] = {}
-        self._numbers = itertools.count()
+        self._numbers, self._stays = itertools.count(), itertools.count()
         self._rates = Rates()
         self.work_done = 0
 
@@ -84,7 +94,7 @@ class Steps:
         """The sequence ends here; its memory is free with the next batch. It may have ended before."""
         if sequence in self._running:
             self._running.remove(sequence)
-            self._ended.append(sequence.number)
+            self._ended.append(sequence.stay)
         elif sequence in self._waiting:
             self._waiting.remove(sequence)
         sequence.forget()
@@ -97,30 +107,57 @@ class Steps:
         most = max(1, -(-min(self.sequences, self._limits.sequences) // groups))
         ready = itertools.takewhile(lambda s: s.number not in self._awaited, self._waiting)
         plan = plan_step([s.state() for s in self._running], [s.state() for s in ready], self._limits, most)
-        began, ended = time.perf_counter(), self._ended
-        for sequence in self._preempted(plan):
-            ended.append(sequence.number)
-        if not plan.work and not ended:
+        began = time.perf_counter()
+        self._preempt(plan)
+        if not plan.work and not self._ended:
             return None
-        self._ended = []
-        opened = self._admitted(plan)
+        self._admit(plan)
         by_number = {sequence.number: sequence for sequence in self._running}
-        sequences = tuple(by_number[work.id] for work in plan.work)
-        spans = itertools.chain.from_iterable(s.spans(w) for s, w in zip(sequences, plan.work, strict=True))
-        in_order = sorted(spans, key=_rank)
-        for sequence, work in zip(sequences, plan.work, strict=True):
+        pairs = [(by_number[work.id], work) for work in plan.work]
+        spans = sorted(itertools.chain.from_iterable(s.spans(w) for s, w in pairs), key=_rank)
+        for sequence, work in pairs:
             sequence.computed += work.count
             sequence.capacity = work.capacity
-        self._awaited |= {span.sequence for span in in_order if span.chooses}
-        tokens = [t for span in in_order for t in _tokens_of(by_number[span.sequence], span)]
-        batch = Batch(next(self._numbers), tuple(in_order), tuple(s.opening() for s in opened), tuple(ended))
-        under_way = self._under_way[batch.step] = UnderWay(batch, tokens, sequences, began)
+        sequences = {sequence.stay: sequence for sequence, _ in pairs}
+        opened = tuple(sequence.opening() for sequence in self._unopened)
+        batch = Batch(next(self._numbers), tuple(spans), opened, tuple(self._ended))
+        self._unopened, self._ended = [], []
+        return self._launched(UnderWay(batch, _tokens_of(spans, sequences), sequences, began))
+
+    def again(self) -> Again:
+        """Stages were replaced: nothing that is under way will come back, and some hold nothing. The rest of what
+        `returned` and `next_batch` do goes on as if nothing had happened."""
+        alive = {sequence.stay: sequence for sequence in self._running}
+        lost, self._under_way, self._awaited = self._under_way, {}, set()
+        returned = {stay: sequence.computed for stay, sequence in alive.items()}
+        for span in itertools.chain.from_iterable(one.batch.spans for one in lost.values()):
+            if span.sequence in alive:
+                returned[span.sequence] -= span.count
+        spans = itertools.chain.from_iterable(s.spans_again(returned[stay]) for stay, s in alive.items())
+        filling = [
+            (Batch(next(self._numbers), tuple(part)), _tokens_of(part, alive))
+            for part in _parts(spans, self._limits.tokens_in_a_step)
+        ]
+        self._unopened = list(self._running)
+        return Again(tuple(filling), tuple(self._sent_again(one, alive) for one in lost.values()))
+
+    def _sent_again(self, lost: UnderWay, alive: dict[int, Sequence]) -> UnderWay:
+        """Without who is not there any more; the first one tells the last stage of all."""
+        spans = tuple(span for span in lost.batch.spans if span.sequence in alive)
+        opened, self._unopened = tuple(sequence.opening() for sequence in self._unopened), []
+        batch = Batch(lost.batch.step, spans, opened, lost.batch.ended)
+        return self._launched(UnderWay(batch, _tokens_of(spans, alive), lost.sequences, lost.began))
+
+    def _launched(self, under_way: UnderWay) -> UnderWay:
+        batch, sequences = under_way.batch, under_way.sequences
+        self._awaited |= {sequences[span.sequence].number for span in batch.spans if span.chooses}
+        self._under_way[batch.step] = under_way
         return under_way
 
     def returned(self, result: StepResult) -> Deltas:
         """What each sequence got from a step. Who ended meanwhile gets nothing."""
         done = self._under_way.pop(result.step)
-        self._awaited -= {span.sequence for span in done.batch.spans if span.chooses}
+        self._awaited -= {done.sequences[span.sequence].number for span in done.batch.spans if span.chooses}
         deltas = self._failed(done, result.error) if result.error else self._accepted(done, result)
         for sequence, delta in deltas:
             if delta.finish_reason is not None:
@@ -132,32 +169,32 @@ class Steps:
         return deltas
 
     def _accepted(self, done: UnderWay, result: StepResult) -> Deltas:
-        alive = {s.number: s for s in done.sequences if s in self._running or s in self._waiting}
-        return [(alive[number], alive[number].accept(choice)) for number, choice in result.choices if number in alive]
+        alive = {stay: s for stay, s in done.sequences.items() if s in self._running or s in self._waiting}
+        return [(alive[stay], alive[stay].accept(choice)) for stay, choice in result.choices if stay in alive]
 
     def _failed(self, done: UnderWay, error: str) -> Deltas:
         log.error("a step of %d sequences failed: %s", len(done.sequences), error)
         failed = TokenDelta(finish_reason=FinishReason.ERROR, error=f"The engine failed: {error}")
-        return [(s, failed) for s in done.sequences if s in self._running or s in self._waiting]
+        return [(s, failed) for s in done.sequences.values() if s in self._running or s in self._waiting]
 
-    def _preempted(self, plan: StepPlan) -> list[Sequence]:
+    def _preempt(self, plan: StepPlan) -> None:
         """Move them back to the head of the queue."""
         by_number = {s.number: s for s in self._running}
-        preempted = [by_number[number] for number in plan.preempted]
-        for sequence in reversed(preempted):
+        for number in reversed(plan.preempted):
+            sequence = by_number[number]
+            self._ended.append(sequence.stay)
             sequence.forget()
             self._running.remove(sequence)
             self._waiting.appendleft(sequence)
-        return preempted
 
-    def _admitted(self, plan: StepPlan) -> list[Sequence]:
+    def _admit(self, plan: StepPlan) -> None:
         """Move the plan's newcomers out of the queue."""
         chosen = {work.id for work in plan.work}
-        admitted = []
         while self._waiting and self._waiting[0].number in chosen:
-            admitted.append(self._waiting.popleft())
-        self._running += admitted
-        return admitted
+            sequence = self._waiting.popleft()
+            sequence.stay = next(self._stays)
+            self._running.append(sequence)
+            self._unopened.append(sequence)
 
 
 def _rank(span: Span) -> int:
@@ -165,5 +202,18 @@ def _rank(span: Span) -> int:
     return 2 if span.count > 1 else int(span.again)
 
 
-def _tokens_of(sequence: Sequence, span: Span) -> list[int]:
-    return sequence.tokens[span.start : span.start + span.count]
+def _tokens_of(spans: Iterable[Span], sequences: Mapping[int, Sequence]) -> list[int]:
+    return [token for span in spans for token in sequences[span.sequence].tokens[span.start : span.start + span.count]]
+
+
+def _parts(spans: Iterable[Span], tokens: int) -> Iterator[list[Span]]:
+    """Batches of at most so many tokens, each in the order that attention wants."""
+    part, held = list[Span](), 0
+    for span in spans:
+        if part and held + span.count > tokens:
+            yield sorted(part, key=_rank)
+            part, held = [], 0
+        part.append(span)
+        held += span.count
+    if part:
+        yield sorted(part, key=_rank)

@@ -1,0 +1,240 @@
+"""A stage that obeys a head in another process. Synchronous; its own threads compute, read, and say that it is there.
+
+What is read is put into one queue, and one thread takes from it: so orders and rows keep their order. Loading happens
+beside it. The first unreadable byte ends a connection, and nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+import torch
+from torch import Tensor
+
+from deepinfer.engine_shim.engines.layer_shard.batch import StageTime, StepResult, fits
+from deepinfer.engine_shim.engines.layer_shard.errors import LayerShardError
+from deepinfer.engine_shim.engines.layer_shard.pipeline import messages
+from deepinfer.engine_shim.engines.layer_shard.pipeline.frames import FrameLimits, FrameRefused, Header, Kind
+from deepinfer.engine_shim.engines.layer_shard.pipeline.handshake import Role, Secret
+from deepinfer.engine_shim.engines.layer_shard.pipeline.journal import Journal
+from deepinfer.engine_shim.engines.layer_shard.pipeline.link import Frame, Link, connected
+from deepinfer.engine_shim.engines.layer_shard.pipeline.listener import Listener
+from deepinfer.engine_shim.engines.layer_shard.pipeline.messages import (
+    Begin,
+    Layers,
+    Load,
+    Loaded,
+    Passed,
+    Peer,
+    Refill,
+    Report,
+    Trouble,
+)
+from deepinfer.engine_shim.engines.layer_shard.pipeline.rows import send_rows
+from deepinfer.engine_shim.engines.layer_shard.stage import Stage
+from deepinfer.engine_shim.engines.layer_shard.stage_work import StageWork
+
+BEAT_SECONDS: Final = 0.25
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What a stage has room for."""
+
+    kv_tokens: int
+    tokens_in_a_step: int
+    journal_bytes: int = 1 << 30
+
+
+@dataclass(frozen=True)
+class _Arrived:
+    frame: Frame
+    passed: Passed
+    at: float
+
+
+class ServedStage:
+    """Listens as soon as it is made; `build` reads the weights of a range of layers and says what fits beside them."""
+
+    def __init__(
+        self, address: tuple[str, int], secret: Secret, name: str, build: Callable[[range], tuple[Stage, Capacity]]
+    ) -> None:
+        self.name, self._secret, self._build = name, secret, build
+        self._head: Link | None = None
+        self._downstream: Link | None = None
+        self._following: Peer | None = None
+        self._work: StageWork | None = None
+        self._journal = Journal(0)
+        self._loaded: dict[Layers, tuple[Stage, Capacity]] = {}
+        self._epoch = self._index = 0
+        self._capacity = Capacity(0, 0)
+        self._tokens, self._busy = 0, 0.0
+        self._todo: queue.SimpleQueue[_Arrived | Begin | Refill | None] = queue.SimpleQueue()
+        self._closed = threading.Event()
+        self._listener = Listener(address, secret, name, self._admitted)
+        self._computing = threading.Thread(target=self._compute, name="stage", daemon=True)
+        self._computing.start()
+        threading.Thread(target=self._beat, name="stage-beat", daemon=True).start()
+
+    @property
+    def endpoint(self) -> str:
+        return self._listener.endpoint
+
+    @property
+    def work_done(self) -> int:
+        """Tokens computed."""
+        return self._tokens
+
+    def close(self) -> None:
+        """Stop after the batch under way, and free the memory."""
+        self._closed.set()
+        self._listener.close()
+        for link in (self._head, self._downstream):
+            if link:
+                link.close()
+        self._todo.put(None)
+        self._computing.join()
+
+    def _admitted(self, role: Role, link: Link) -> None:
+        match role:
+            case Role.HEAD:
+                former, self._head = self._head, link
+                if former:
+                    former.close()
+                self._read_orders(link)
+            case Role.ROWS:
+                self._read_rows(link)
+
+    def _read_orders(self, link: Link) -> None:
+        limits = FrameLimits(Kind.ORDER)
+        with _until_it_ends(self.name, "the head"):
+            while True:
+                match messages.orders.decode(link.receive(limits).message):
+                    case Load(layers):
+                        threading.Thread(target=self._load, args=(layers,), name="stage-loading", daemon=True).start()
+                    case Begin() as begin:
+                        if self._downstream:
+                            self._downstream.close()  # wakes a batch that could not be handed on
+                        self._todo.put(begin)
+                    case Refill() as refill:
+                        self._todo.put(refill)
+        if self._head is link:
+            self._head = None
+
+    def _read_rows(self, link: Link) -> None:
+        work = self._work
+        if work is None:
+            log.warning("rows came for stage %s before the head had told it what to do", self.name)
+            return
+        limits = FrameLimits(Kind.ROWS, self._capacity.tokens_in_a_step, work.stage.width, work.stage.dtype)
+        with _until_it_ends(self.name, "the stage before"):
+            while True:
+                frame = link.receive(limits)
+                self._todo.put(_Arrived(frame, messages.passed.decode(frame.message), time.perf_counter()))
+
+    def _load(self, layers: Layers) -> None:
+        try:
+            if layers not in self._loaded:
+                self._report(messages.Alive(message=f"reading the weights of layers {layers[0]} to {layers[1] - 1}"))
+                self._loaded[layers] = self._build(range(*layers))
+        except LayerShardError as error:
+            self._report(Trouble(0, str(error)))
+        except Exception as error:
+            log.exception("loading layers %s failed", layers)
+            self._report(Trouble(0, f"its layers could not be loaded: {error!r}"))
+        else:
+            stage, capacity = self._loaded[layers]
+            self._report(Loaded(layers, stage.weight_bytes, capacity.kv_tokens, stage.max_model_len))
+
+    def _compute(self) -> None:
+        while (todo := self._todo.get()) is not None:
+            try:
+                match todo:
+                    case Begin():
+                        self._begin(todo)
+                    case Refill(epoch, batch) if epoch == self._epoch:
+                        self._hand_on(Passed(batch), self._journal.rows_of(batch.spans))
+                    case _Arrived() if todo.frame.header.epoch == self._epoch:
+                        self._pass_on(todo)
+            except (OSError, KeyError) as error:
+                log.warning("stage %s could not hand a batch on: %s", self.name, error)
+                self._report(Trouble(self._epoch, f"could not hand a batch on: {error}", self._lost(error)))
+            finally:
+                if isinstance(todo, _Arrived):
+                    todo.frame.done()
+        if self._work:
+            self._work.release()
+
+    def _begin(self, begin: Begin) -> None:
+        """What is held of sequences is kept where the layers stay the same."""
+        stage, self._capacity = self._loaded[begin.layers]
+        self._downstream, self._following = None, begin.downstream
+        kept = self._work is not None and self._work.stage is stage and not begin.anew
+        if not kept:
+            self._work, self._journal = StageWork(stage), Journal(self._capacity.journal_bytes)
+        if begin.downstream:
+            peer = begin.downstream
+            self._downstream = connected(peer.endpoint, self._secret, peer.name, Role.ROWS)
+        self._epoch, self._index = begin.epoch, begin.index
+        self._report(messages.Begun(begin.epoch, kept, self._journal.held))
+
+    def _lost(self, error: Exception) -> str:
+        return self._following.name if self._following and isinstance(error, OSError) else ""
+
+    def _pass_on(self, arrived: _Arrived) -> None:
+        passed, began = arrived.passed, time.perf_counter()
+        batch, rows, work = passed.batch, arrived.frame.rows, self._work
+        if work is None:
+            return
+        try:
+            fits(batch, arrived.frame.header.rows, self._capacity.kv_tokens)
+            hidden = work.compute(batch, torch.empty(0) if rows is None else rows.to(work.stage.device))
+            choices = work.choose(batch, hidden) if work.stage.shape.last else ()
+        except Exception as error:
+            log.exception("a step of %d tokens failed", batch.tokens)
+            reason = f"stage {self._index}: {error or type(error).__name__}"
+            self._report(StepResult(batch.step, self._epoch, error=reason))
+            return
+        seconds = time.perf_counter() - began
+        self._tokens, self._busy = self._tokens + batch.tokens, self._busy + seconds
+        times = (*passed.times, StageTime(seconds, began - arrived.at))
+        if self._downstream is None or batch.until == self._index:
+            self._report(StepResult(batch.step, self._epoch, choices, times))
+        else:
+            self._journal.note(batch, hidden)
+            self._hand_on(Passed(batch, times), hidden)
+
+    def _hand_on(self, passed: Passed, rows: Tensor) -> None:
+        if self._downstream:
+            send_rows(self._downstream, self._epoch, passed, rows)
+
+    def _report(self, report: Report) -> None:
+        if head := self._head:
+            message = messages.encoded(report)
+            with suppress(OSError):  # a head that is gone asks again, or another one does
+                head.send(Header(Kind.REPORT, message_bytes=len(message)), message)
+
+    def _beat(self) -> None:
+        while not self._closed.wait(BEAT_SECONDS):
+            self._report(messages.Alive(self._tokens, self._busy))
+
+
+@contextmanager
+def _until_it_ends(name: str, peer: str) -> Iterator[None]:
+    """Whatever ends a connection ends no more than that."""
+    try:
+        yield
+    except (FrameRefused, msgspec.DecodeError) as error:
+        log.warning("%s of stage %s %s; its connection is closed", peer, name, error)
+    except OSError as error:
+        log.info("%s of stage %s %s", peer, name, error)
