@@ -15,7 +15,7 @@ from deepinfer.planning.refusal import Refusal, refusal
 from deepinfer.planning.speed import Cut, Part, SpeedSource, source_of
 from deepinfer.planning.split import Split
 from deepinfer.planning.task import Task
-from deepinfer.planning.words import percent
+from deepinfer.planning.words import slower_words
 
 _AS_FAST = 0.005  # no prediction is better than that
 
@@ -78,7 +78,7 @@ def plan(task: Task) -> Plan | Refusal:
     guessed = _guessed(task)
     if guessed:
         left_out = tuple(_left_out_by_memory(split, task, device) for device in _idle(task, by_memory))
-        return _in_numbers(task, split, by_memory, left_out, reasons.by_memory(guessed))
+        return _in_numbers(task, split, by_memory, left_out, reasons.by_memory(task, by_memory, guessed))
     with_each = {device: split.by_speed(device) for device in range(len(task.devices))}
     cut = _fastest(split, (split.by_speed(), by_memory, *with_each.values()))
     left_out = tuple(_left_out_by_speed(split, task, device, (cut, with_each[device])) for device in _idle(task, cut))
@@ -127,7 +127,7 @@ def _left_out_by_speed(split: Split, task: Task, device: int, cuts: tuple[Cut, C
     if not with_it:
         return _left_out_by_memory(split, task, device)
     slower = max(0.0, split.score(with_it) / split.score(without) - 1)
-    how = f"{percent(slower)} slower" if slower >= _AS_FAST else "no faster"
+    how = slower_words(slower) if slower >= _AS_FAST else "no faster"
     return LeftOut(device=name, why=f"{name} makes it {how}: left out.", slower=slower)
 
 
@@ -190,4 +190,4 @@ def _slower_by_hand(task: Task, split: Split, cut: Cut, by_itself: Plan) -> tupl
     slower = split.score(cut) / split.score(other) - 1
     if slower < _AS_FAST:
         return ()
-    return (f"This is {percent(slower)} slower than the automatic split, {reasons.counts_words(task, other)}.",)
+    return (f"The automatic split, {reasons.counts_words(task, other)}, is better: this is {slower_words(slower)}.",)

@@ -10,7 +10,7 @@ from deepinfer.planning.memory import Memory, Need
 from deepinfer.planning.speed import Cut
 from deepinfer.planning.split import Split
 from deepinfer.planning.task import KV_BLOCK, Task
-from deepinfer.planning.words import layers_words
+from deepinfer.planning.words import at_once, layers_words
 
 
 class Shortfall(Record):
@@ -46,7 +46,8 @@ def refusal(task: Task, cut: Cut) -> Refusal:
     short = shortfalls(task, memory, cut)
     context = _most(task.context // KV_BLOCK, lambda blocks: _fits(task, context=blocks * KV_BLOCK)) * KV_BLOCK
     concurrency = _most(task.concurrency - 1, lambda requests: _fits(task, concurrency=requests))
-    told = (_whole_words(task, memory, cut), *map(_shortfall_words, short), _fitting_words(task, context, concurrency))
+    words = _fitting_words(task, context, concurrency)
+    told = (_whole_words(task, memory, cut), *map(_shortfall_words, short), words or _alone_words(task))
     return Refusal(
         sentences=told, shortfalls=short, fitting_context=context or None, fitting_concurrency=concurrency or None
     )
@@ -89,17 +90,12 @@ def _whole_words(task: Task, memory: Memory, cut: Cut) -> str:
     needs = [memory.need(part.start, part.stop) for part in cut]
     whole = Need(*(sum(getattr(need, name) for need in needs) for name in ("weights", "kv", "working")))
     offered = sum(max(0, memory.room(device)) for device in range(len(task.devices)))
-    asked = f"{task.context:,} tokens for {task.concurrency} at once"
     parts = f"weights {size(whole.weights)}, KV {size(whole.kv)}, working memory {size(whole.working)}"
+    needed = f"{task.context:,} tokens for {at_once(task.concurrency)} need {size(whole.total)} ({parts})"
     if whole.total > offered:
-        return (
-            f"It does not fit: {asked} need {size(whole.total)} ({parts}), and the devices offer {size(offered)} "
-            f"beside their reserve; {size(whole.total - offered)} are missing."
-        )
-    return (
-        f"It does not fit: {asked} need {size(whole.total)} ({parts}), and though the devices offer {size(offered)} "
-        "together, no cut between layers fits them all."
-    )
+        there = f"the devices offer {size(offered)} beside their reserve; {size(whole.total - offered)} are missing"
+        return f"The model does not fit: {needed}, and {there}."
+    return f"The model does not fit: {needed}; the devices offer {size(offered)}, but no cut between layers fits them."
 
 
 def _shortfall_words(short: Shortfall) -> str:
@@ -110,13 +106,15 @@ def _shortfall_words(short: Shortfall) -> str:
 
 
 def _fitting_words(task: Task, context: int, concurrency: int) -> str:
-    if context and concurrency:
-        return (
-            f"{context:,} tokens for {task.concurrency} at once would fit, or {concurrency} at once with "
-            f"{task.context:,} tokens."
-        )
+    """Empty where changing one of the two does not help."""
+    ways = [f"{context:,} tokens for {at_once(task.concurrency)}"] if context else []
+    ways += [f"{task.context:,} tokens for {at_once(concurrency)}"] if concurrency else []
+    return f"What would fit: {', or '.join(ways)}." if ways else ""
+
+
+def _alone_words(task: Task) -> str:
+    alone = task.model_copy(update={"concurrency": 1})
+    context = _most(task.context // KV_BLOCK, lambda blocks: _fits(alone, context=blocks * KV_BLOCK)) * KV_BLOCK
     if context:
-        return f"{context:,} tokens for {task.concurrency} at once would fit."
-    if concurrency:
-        return f"{concurrency} at once with {task.context:,} tokens would fit."
-    return "No context fits; add a device, or take a smaller model or dtype."
+        return f"What would fit: {context:,} tokens for one request at a time."
+    return "Its weights alone do not fit; add a device, or take a smaller model or dtype."

@@ -3,11 +3,12 @@
 A step that makes one token for each of b requests reads the stage's weights once and the requests' keys and values, and
 computes for each request:
 
-    t(b) = (weights * (1 + s * (b - 1)) + b * keys and values of half the context) / bandwidth
+    t(b) = (weights * (1 + s * (b - 1)) + b * keys and values of half the context) / bandwidth + layers * 0.1 ms
 
 s is the part of a lone request's time that one request more costs: little where arithmetic waits for memory. Bandwidth
 is what a measured layer's time says, or what was given, or a guess by the kind of device. The embedding is looked up,
-not read; the head is read whole, a tied one too.
+not read; the head is read whole, a tied one too. The last term is for starting a layer's operations, whatever their
+size; a measured layer's time has it already.
 
 With a hop of c seconds and m groups of b requests in the pipeline at once:
 
@@ -27,8 +28,12 @@ from deepinfer.planning.task import OfferedDevice, Task
 _MOST_GROUPS = 64
 _GUESSED_BANDWIDTH = {"cpu": 15e9, "cuda": 500e9}  # a desktop's memory in practice; a middling GPU
 _OTHER_BANDWIDTH = 100e9
-_REQUEST_SHARE = {"cpu": 0.2, "cuda": 0.01}  # a CPU has few operations for each byte it reads
+_REQUEST_SHARE = {
+    "cpu": 0.35,
+    "cuda": 0.01,
+}  # the first as SmolLM2 on one core
 _OTHER_SHARE = 0.05
+_LAYER_SECONDS = 0.0001  # unless measured
 
 
 class SpeedSource(StrEnum):
@@ -69,6 +74,7 @@ class Speed:
         self._read = (0, *accumulate(model.layer_bytes))
         self._head_read = model.norm_bytes + (model.embedding_bytes if model.tied else model.head_bytes)
         self._kv_a_layer = model.kv_bytes * task.context // 2
+        self._starting = [0 if device.layer_seconds else _LAYER_SECONDS for device in task.devices]
         self._bandwidths = [bandwidth_of(task, device) for device in task.devices]
         self._shares = [_REQUEST_SHARE.get(device.kind, _OTHER_SHARE) for device in task.devices]
 
@@ -77,9 +83,9 @@ class Speed:
         weights = self._read[part.stop] - self._read[part.start]
         if part.stop == self._task.model.layers:
             weights += self._head_read
-        kv = requests * (part.stop - part.start) * self._kv_a_layer
-        share = self._shares[part.device]
-        return (weights * (1 + share * (requests - 1)) + kv) / self._bandwidths[part.device]
+        layers = part.stop - part.start
+        work = weights * (1 + self._shares[part.device] * (requests - 1)) + requests * layers * self._kv_a_layer
+        return work / self._bandwidths[part.device] + layers * self._starting[part.device]
 
     def hop(self, part: Part) -> float:
         """What coming to it, and back from the last to the first, adds to a token's time."""
