@@ -36,8 +36,10 @@ PURE = [
     "agent/plan.py",
     "etcd/pace.py",
     "agent/pressure.py",
-    "agent/safetensors_header.py",
+    *(f"planning/{path.name}" for path in sorted((PACKAGE / "planning").glob("*.py")) if path.name != "model_files.py"),
+    "fleet/safetensors_header.py",
     "fleet/cache.py",
+    "fleet/sizes.py",
 ]
 IMPURE = {"asyncio", "time", "random", "uuid", "grpc", "os"}
 

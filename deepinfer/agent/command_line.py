@@ -27,6 +27,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--etcd", nargs="+", metavar="HOST:PORT", help="where the fleet's store is")
     parser.add_argument("--state-dir", type=Path, help="where logs and records of this machine's nodes are kept")
     parser.add_argument("--label", action="append", default=[], metavar="KEY=VALUE", help="may be given several times")
+    parser.add_argument("--max-vram-mb", help="megabytes of memory that each device offers at most")
     parser.add_argument("--drain", action="store_true", help="at SIGTERM, wait until what runs here is moved away")
     return parser
 
@@ -47,9 +48,17 @@ def _config(given: argparse.Namespace) -> Config:
     changes: dict[str, Any] = {"labels": config.worker.labels | dict(map(_label, given.label))}
     if given.state_dir:
         changes["state_dir"] = given.state_dir
+    if given.max_vram_mb is not None:
+        changes["max_vram_mb"] = _megabytes(given.max_vram_mb)
     if given.drain:
         changes["drain_on_stop"] = True
     return config.model_copy(update={"etcd": etcd, "worker": config.worker.model_copy(update=changes)})
+
+
+def _megabytes(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise InvalidConfig(f'--max-vram-mb "{text}" is no number of megabytes; give a whole number above zero.')
+    return int(text)
 
 
 def _label(text: str) -> tuple[str, str]:

@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from deepinfer.agent.model_folder import check_model_folder
 from deepinfer.fleet.durable_file import write_durably
 from deepinfer.fleet.errand import run_errand
 from deepinfer.fleet.errors import ModelUnavailable
 from deepinfer.fleet.exclusive import exclusive
+from deepinfer.fleet.model_folder import check_model_folder
+from deepinfer.fleet.models_here import pin_of, pinned
 
 Progress = Callable[[str], None]
 
@@ -27,13 +28,13 @@ class HubModels:
     environment: Mapping[str, str]  # HF_TOKEN, HF_HOME and HF_ENDPOINT work as everywhere
 
     async def folder_of(self, model: str, progress: Progress) -> Path:
-        pin = self.models / "hub" / model.replace("/", "--")
-        if (pinned := _pinned(pin)) is not None:
-            return pinned
+        pin = pin_of(self.models, model)
+        if (folder := pinned(pin)) is not None:
+            return folder
         lock_file = self.models / ".locks" / f"hub--{pin.name}"
         async with exclusive(lock_file, lambda: progress("waiting for another worker that fetches it")) as lock:
-            if (pinned := _pinned(pin)) is not None:
-                return pinned
+            if (folder := pinned(pin)) is not None:
+                return folder
             folder = await self._fetched(model, progress, lock)
             check_model_folder(folder)
             pin.parent.mkdir(exist_ok=True)
@@ -57,16 +58,6 @@ class HubModels:
             return Path(said["folder"])
         last_line = done.last_lines[-1] if done.last_lines else f"exit status {done.exit_status}"
         raise ModelUnavailable(said.get("error") or f"{model} could not be fetched: {last_line}.")
-
-
-def _pinned(pin: Path) -> Path | None:
-    """None if it was never fetched, or somebody emptied the hub's cache."""
-    try:
-        folder = Path(os.fsdecode(pin.read_bytes()))
-        check_model_folder(folder)
-    except (FileNotFoundError, ModelUnavailable, ValueError):  # the last: no path at all, so the pin is damaged
-        return None
-    return folder
 
 
 def hub_cache(environment: Mapping[str, str]) -> Path | None:

@@ -23,7 +23,7 @@ from deepinfer.agent.containers.failures import RuntimeUnreachable
 from deepinfer.agent.containers.launcher import ContainerLauncher
 from deepinfer.agent.containers.sidecar import Sidecars
 from deepinfer.agent.hub_model import hub_cache
-from deepinfer.agent.inventory import devices_of_this_node
+from deepinfer.agent.inventory import capped, devices_of_this_node
 from deepinfer.agent.launching import Launcher
 from deepinfer.agent.leaving import leave
 from deepinfer.agent.logs_service import serving_logs
@@ -64,7 +64,8 @@ async def run(name: str, config: Config) -> None:
     stop.install()
     spare_this_process()
     with opened_state(config.worker.state_dir / name) as state:
-        devices = (*devices_of_this_node(os.environ), *simulated_devices(config.worker.simulated_devices))
+        found = (*devices_of_this_node(os.environ), *simulated_devices(config.worker.simulated_devices))
+        devices = capped(found, config.worker.max_vram_mb)
         engines = EnginesHere(places.engines_dir(), devices)
         daemon = Daemon(os.environ, state.instance)
         native, containers = _launchers(state, config, engines, daemon)

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from deepinfer.agent.hub_model import HubModels
-from deepinfer.agent.model_folder import check_folder, check_model_folder, check_place
-from deepinfer.agent.registry import CarriedByWheel, OnHub, Source, registry
 from deepinfer.agent.wheel_model import WheelModels
-from deepinfer.fleet.errors import ModelUnavailable
+from deepinfer.fleet.model_folder import check_folder, check_model_folder, check_place
+from deepinfer.fleet.model_registry import CarriedByWheel, OnHub, Source, source_of
 from deepinfer.fleet.spec import DeploymentSpec, EngineKind
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
 Progress = Callable[[str], None]
 
@@ -44,7 +39,7 @@ class Models:
         if simulated:
             return None
         self.folder.mkdir(parents=True, exist_ok=True)
-        folder = await self._from(_source_of(spec.model), progress)
+        folder = await self._from(source_of(spec.model), progress)
         await asyncio.to_thread(check_model_folder, folder)
         return folder
 
@@ -54,16 +49,3 @@ class Models:
                 return await WheelModels(self.folder, self.environment).folder_of(source, progress)
             case OnHub(hub=model):
                 return await HubModels(self.folder, self.environment).folder_of(model, progress)
-
-
-def _source_of(model: str) -> Source:
-    known = registry()
-    if model in known:
-        return known[model]
-    if _HUB_ID.fullmatch(model):
-        return OnHub(hub=model)
-    near = difflib.get_close_matches(model, known, n=1)
-    raise ModelUnavailable(
-        f'"{model}" is neither a known name ({", ".join(known)}) nor a Hugging Face id (org/name)'
-        + (f"; did you mean {near[0]}?" if near else "; or give model_path.")
-    )

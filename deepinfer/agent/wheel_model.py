@@ -16,10 +16,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from deepinfer.agent.registry import CarriedByWheel
 from deepinfer.fleet.errand import run_errand
 from deepinfer.fleet.errors import ModelUnavailable
 from deepinfer.fleet.exclusive import exclusive
+from deepinfer.fleet.model_registry import CarriedByWheel
 
 _CONVERTER = "deepinfer.engine_shim.engines.layer_shard.gguf_import"
 _CONVERTER_NEEDS = ("torch", "transformers", "gguf", "accelerate")

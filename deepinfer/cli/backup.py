@@ -11,7 +11,7 @@ import typer
 
 from deepinfer.cli.failures import InvalidInput, OperationFailed, ServerNotReachable
 from deepinfer.cli.options import ConfigFile, Etcd
-from deepinfer.cli.views import size
+from deepinfer.fleet.sizes import size
 
 if TYPE_CHECKING:
     from deepinfer.fleet.config import EtcdConfig

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deepinfer.cli.views import size
 from deepinfer.engine_environments.environment import (
     Environment,
     clear_leftovers,
@@ -17,6 +16,7 @@ from deepinfer.engine_environments.environment import (
 )
 from deepinfer.engine_environments.installed import own_engines
 from deepinfer.fleet.resources import InstalledEngine
+from deepinfer.fleet.sizes import size
 
 COLUMNS = ("NAME", "ENGINE", "VERSION", "FOR", "STATE", "SIZE", "NOTE")
 

@@ -12,7 +12,7 @@ import typer
 from deepinfer.cli.failures import InvalidInput, NotFound, OperationFailed
 from deepinfer.cli.options import Format, Output, print_json
 from deepinfer.cli.tables import print_table
-from deepinfer.cli.views import size
+from deepinfer.fleet.sizes import size
 
 if TYPE_CHECKING:
     from deepinfer.cli.engine_rows import EngineRow

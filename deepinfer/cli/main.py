@@ -22,6 +22,7 @@ from deepinfer.cli.fleet import fleet
 from deepinfer.cli.keys import keys
 from deepinfer.cli.looking import describe, get, logs
 from deepinfer.cli.nodes import cordon, drain, node, uncordon
+from deepinfer.cli.plan import plan
 from deepinfer.cli.processes import serve, worker
 from deepinfer.cli.rebalance import rebalance
 from deepinfer.cli.rollout import rollout
@@ -57,7 +58,7 @@ def version() -> None:
 
 
 for command in (
-    *(up, serve, worker, deploy, apply, diff, get, describe, explain, events, logs, delete, chat),
+    *(up, serve, worker, deploy, apply, diff, get, describe, explain, plan, events, logs, delete, chat),
     *(cordon, uncordon, drain, rebalance, backup, restore, version),
 ):
     app.command()(command)

@@ -48,6 +48,9 @@ def worker(
     label: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="A label of this node; may be given several times.")
     ] = None,
+    max_vram_mb: Annotated[
+        str | None, typer.Option("--max-vram-mb", metavar="MB", help="Memory that each device offers at most.")
+    ] = None,
     drain: Annotated[
         bool, typer.Option("--drain", help="At SIGTERM, wait until what runs here has been moved to other nodes.")
     ] = False,
@@ -55,6 +58,7 @@ def worker(
     """Run this machine's agent: it starts and watches the engines placed here."""
     flags = ["-n", name or node_name(socket.gethostname()), *_flag("-c", config), *_flag("--state-dir", state_dir)]
     flags += [part for each in label or () for part in ("--label", each)]
+    flags += _flag("--max-vram-mb", max_vram_mb)
     flags += ["--drain"] if drain else []
     _become(module_command(AGENT, *flags, *_etcd_flags(etcd)))
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from deepinfer.fleet.sizes import size
+
 View = dict[str, Any]
 
 
@@ -127,11 +129,3 @@ def _containers(view: View | None) -> str:
     if view is None:
         return "-"
     return "; ".join(filter(None, [view["trouble"] or view["version"], view["warning"]]))
-
-
-def size(count: int | None) -> str:
-    if count is None:
-        return "-"
-    if count < 2**20:
-        return f"{count / 2**10:.0f} KiB"
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

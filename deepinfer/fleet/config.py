@@ -133,6 +133,7 @@ class WorkerConfig(Resource):
     container_mounts: tuple[Path, ...] = ()  # folders of this node that deployments may mount into containers
     model_roots: tuple[Path, ...] = ()  # folders that a model_path must lead into; empty: anywhere
     simulated_devices: int = Field(default=0, ge=0, le=1024)  # "sim:0" and so on, for the engine sim
+    max_vram_mb: int | None = Field(default=None, ge=1)  # megabytes that each device offers at most; None: all it has
     labels: dict[LabelKey, LabelValue] = Field(default_factory=dict)  # for deployments that want certain nodes
     low_memory_share: float = Field(default=0.05, ge=0, lt=1)  # with less left, nothing new is started; 0: whatever
     low_disk_share: float = Field(default=0.05, ge=0, lt=1)

@@ -10,7 +10,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, deserialize
 
-from deepinfer.agent.safetensors_header import LENGTH_BYTES, Damaged, check_header, header_length
+from deepinfer.fleet.safetensors_header import LENGTH_BYTES, Damaged, check_header, header_length
 
 SIZES = {"BOOL": 1, "F8_E5M2": 1, "BF16": 2, "F16": 2, "F32": 4, "I64": 8}
 Tensors = dict[str, dict[str, Any]]

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from deepinfer.agent.models import Models
-from deepinfer.agent.registry import CarriedByWheel, registry
 from deepinfer.agent.wheel_model import WheelModels, taken_out
 from deepinfer.fleet.errand import run_errand
 from deepinfer.fleet.errors import ModelRefused, ModelUnavailable
 from deepinfer.fleet.exclusive import exclusive
+from deepinfer.fleet.model_registry import CarriedByWheel, registry
 from deepinfer.fleet.spec import DeploymentSpec, EngineKind
 from tests.loopback_hub import COMMIT, loopback_hub
 
@@ -131,7 +131,7 @@ async def test_a_path_that_is_not_there_is_told_exactly(tmp_path: Path, engine: 
 CHECK = """
 import os, sys
 from pathlib import Path
-from deepinfer.agent.model_folder import check_model_folder
+from deepinfer.fleet.model_folder import check_model_folder
 from deepinfer.fleet.errors import ModelRefused, ModelUnavailable
 if os.getuid() == 0:  # only now: it may not even read this program
     os.setgroups([])

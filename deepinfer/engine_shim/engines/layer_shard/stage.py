@@ -36,15 +36,8 @@ from deepinfer.engine_shim.engines.layer_shard.exact.linear import make_linears_
 from deepinfer.engine_shim.engines.layer_shard.exact.norm import make_norms_exact
 from deepinfer.engine_shim.engines.layer_shard.kv import KvShape
 from deepinfer.engine_shim.engines.layer_shard.weights import StageShape, read_weights
+from deepinfer.fleet.layer_shard_models import ARCHITECTURES
 
-ARCHITECTURES = (
-    "LlamaForCausalLM",
-    "MistralForCausalLM",
-    "Qwen2ForCausalLM",
-    "Qwen3ForCausalLM",
-    "PhiForCausalLM",
-    "Phi3ForCausalLM",
-)
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _BUILDING = threading.Lock()  # compiling kernels and transformers' late imports are not made for two threads
 _FINAL_NORMS = ("norm", "final_layernorm")

@@ -1,4 +1,4 @@
-"""Whether a safetensors file is whole, by its header. Pure: bytes and sizes in.
+"""What a safetensors file's header says: whether the file is whole, and what it holds. Pure: bytes and sizes in.
 
 Eight bytes of length, a JSON object, then the tensors' bytes without a gap: what does not add up, no engine can load.
 """
@@ -6,6 +6,7 @@ Eight bytes of length, a JSON object, then the tensors' bytes without a gap: wha
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 from typing import Any
@@ -21,6 +22,23 @@ _BITS = {
     **dict.fromkeys(("U32", "I32", "F32"), 32),
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
 }  # what a newer version added is taken as it says
+
+
+@dataclass(frozen=True, slots=True)
+class TensorHead:
+    """A tensor without its numbers."""
+
+    dtype: str  # as safetensors writes it: "BF16"
+    shape: tuple[int, ...]
+    stored_bytes: int
+
+    @property
+    def elements(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def is_floating(self) -> bool:
+        return self.dtype.startswith(("F", "BF"))
 
 
 class Damaged(ValueError):
@@ -41,7 +59,7 @@ def header_length(first: bytes, file_size: int) -> int:
 
 def check_header(header: bytes, data_bytes: int) -> None:
     """`data_bytes`: how many follow it. Raises `Damaged`."""
-    tensors = {name: tensor for name, tensor in _parsed(header).items() if name != "__metadata__"}
+    tensors = _described(header)
     places = sorted((*_offsets(name, tensor), name) for name, tensor in tensors.items())
     for (_, end, name), (start, _, following) in pairwise([(0, 0, "the header"), *places]):
         if start != end:
@@ -49,6 +67,19 @@ def check_header(header: bytes, data_bytes: int) -> None:
     promised = places[-1][1] if places else 0
     if promised != data_bytes:
         raise Damaged(f"its tensors take {promised:,} bytes, and it has {data_bytes:,} for them")
+
+
+def tensors_of(header: bytes) -> dict[str, TensorHead]:
+    """By name. Raises `Damaged`."""
+    found = {}
+    for name, tensor in _described(header).items():
+        start, end = _offsets(name, tensor)
+        found[name] = TensorHead(tensor["dtype"], tuple(tensor["shape"]), end - start)
+    return found
+
+
+def _described(header: bytes) -> dict[str, Any]:
+    return {name: tensor for name, tensor in _parsed(header).items() if name != "__metadata__"}
 
 
 def _parsed(header: bytes) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Is this folder a model an engine can read? Looked at before a process is started, so the answer names the file."""
+"""Is this folder a model an engine can read, and what does it hold? By its headers: no weight is read.
+
+Looked at before a process is started, so the answer names the file.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,14 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from deepinfer.agent.safetensors_header import LENGTH_BYTES, check_header, header_length
 from deepinfer.fleet.errors import ModelCorrupt, ModelRefused, ModelUnavailable
+from deepinfer.fleet.safetensors_header import (
+    LENGTH_BYTES,
+    TensorHead,
+    check_header,
+    header_length,
+    tensors_of,
+)
 
 
 def check_place(path: Path, roots: tuple[Path, ...]) -> None:
@@ -53,7 +62,22 @@ def check_model_folder(path: Path) -> None:
     if not files:
         raise ModelUnavailable(f"{path} has no .safetensors files; convert the model to safetensors first.")
     for file in files:
-        _check_safetensors(file)
+        _header(file)
+
+
+def config_of(path: Path) -> dict[str, Any]:
+    """Of a folder that `check_model_folder` found right."""
+    config: dict[str, Any] = _json(path / "config.json")
+    return config
+
+
+def tensors_in(path: Path) -> dict[str, TensorHead]:
+    """The tensors of a model's folder, by name. Raises what `check_model_folder` does."""
+    check_model_folder(path)
+    found: dict[str, TensorHead] = {}
+    for file in _weight_files(path):
+        found |= tensors_of(_header(file))
+    return found
 
 
 def _weight_files(path: Path) -> list[Path]:
@@ -79,18 +103,21 @@ def _json(file: Path) -> Any:
         raise _unreadable(file, error) from error
 
 
-def _check_safetensors(file: Path) -> None:
+def _header(file: Path) -> bytes:
+    """That of a whole file."""
     try:
         with file.open("rb") as opened:
             size = os.fstat(opened.fileno()).st_size
             length = header_length(opened.read(LENGTH_BYTES), size)
-            check_header(opened.read(length), size - LENGTH_BYTES - length)
+            header = opened.read(length)
+            check_header(header, size - LENGTH_BYTES - length)
     except FileNotFoundError as error:
         raise ModelUnavailable(f"{file} is missing; fetch the model again.") from error
     except OSError as error:
         raise _unreadable(file, error) from error
     except ValueError as error:  # also of a name that no file can have
         raise _corrupt(file, str(error)) from error
+    return header
 
 
 def _corrupt(file: Path, what: str) -> ModelCorrupt:

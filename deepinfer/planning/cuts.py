@@ -1,0 +1,125 @@
+"""The cheapest cut of the layers into contiguous ranges, by a dynamic programme over the pipeline's devices. Pure.
+
+`best[state][b]` is the least that carrying the layers below b costs. A state is which devices the pipeline has gone
+past: a position in a fixed order, or where devices are few the set of those that carry something, which tries every
+order. Costs are added up, or the largest one counts; what does not fit costs infinity. A device may carry nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import inf
+
+from deepinfer.planning.speed import Cut, Part
+
+Costs = Sequence[Sequence[Sequence[float]]]
+"""By device, first layer, and the layer after the last one."""
+
+_MOST_CELLS = 300_000  # of all steps together: a tenth of a second
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """From a state to a later one; the device carries something, or (None) nobody does."""
+
+    before: int
+    device: int | None
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """Which orders of the devices are tried, as states from 0 on and what leads from one to another."""
+
+    states: int
+    steps: tuple[_Step, ...]
+    ends: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """`cost` is infinite, and the cut empty, where nothing fits."""
+
+    cost: float
+    cut: Cut
+
+
+def orders_of(devices: int, layers: int, required: int | None = None) -> tuple[Orders, ...]:
+    """The order given; then every order where devices are few, else the reverse."""
+    given = range(devices)
+    cells = devices * 2 ** (devices - 1) * layers * (layers + 1) // 2
+    other = in_any_order(devices, required) if cells <= _MOST_CELLS else in_order(given[::-1], required)
+    return (in_order(given, required), other)
+
+
+def in_order(order: Sequence[int], required: int | None = None) -> Orders:
+    steps: list[_Step] = []
+    for at, device in enumerate(order):
+        steps.append(_Step(at, device, at + 1))
+        if device != required:
+            steps.append(_Step(at, None, at + 1))
+    return Orders(len(order) + 1, tuple(steps), (len(order),))
+
+
+def in_any_order(devices: int, required: int | None = None) -> Orders:
+    """A state's bits are the devices that carry something."""
+    steps = (
+        _Step(used, device, used | 1 << device)
+        for used in range(1 << devices)
+        for device in range(devices)
+        if not used >> device & 1
+    )
+    ends = (used for used in range(1, 1 << devices) if required is None or used >> required & 1)
+    return Orders(1 << devices, tuple(steps), tuple(ends))
+
+
+def costs_of(devices: int, layers: int, cost: Callable[[Part], float]) -> Costs:
+    return [
+        [
+            [inf] * (start + 1) + [cost(Part(device, start, stop)) for stop in range(start + 1, layers + 1)]
+            for start in range(layers)
+        ]
+        for device in range(devices)
+    ]
+
+
+def cheapest(orders: Orders, costs: Costs, *, largest: bool = False) -> Found:
+    """The cut with the smallest sum of its parts' costs, or (`largest`) whose largest one is the smallest.
+
+    Of cuts that cost the same, in a fixed order, the one that gives more to the later devices.
+    """
+    layers = len(costs[0]) if costs else 0
+    best: list[list[float]] = [[inf] * (layers + 1) for _ in range(orders.states)]
+    origin: list[list[tuple[_Step, int] | None]] = [[None] * (layers + 1) for _ in range(orders.states)]
+    best[0][0] = 0
+    for step in orders.steps:
+        before, after, came = best[step.before], best[step.after], origin[step.after]
+        for start in range(layers + 1):
+            spent = before[start]
+            if spent == inf:
+                continue
+            if step.device is None:
+                if spent < after[start]:
+                    after[start], came[start] = spent, (step, start)
+                continue
+            if start == layers:
+                continue
+            row = costs[step.device][start]
+            for stop in range(start + 1, layers + 1):
+                more = row[stop]
+                total = (more if more > spent else spent) if largest else spent + more
+                if total < after[stop]:
+                    after[stop], came[stop] = total, (step, start)
+    end = min(orders.ends, key=lambda state: best[state][layers], default=0)
+    return Found(best[end][layers], _cut(origin, end, layers))
+
+
+def _cut(origin: Sequence[Sequence[tuple[_Step, int] | None]], state: int, stop: int) -> Cut:
+    parts: list[Part] = []
+    while (came := origin[state][stop]) is not None:
+        step, start = came
+        if step.device is not None:
+            parts.append(Part(step.device, start, stop))
+        state, stop = step.before, start
+    return tuple(reversed(parts))
