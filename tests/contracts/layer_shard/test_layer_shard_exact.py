@@ -9,12 +9,20 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from deepinfer.engine_shim.engines.layer_shard.exact.decode_attention import decode_attention
-from deepinfer.engine_shim.engines.layer_shard.exact.linear import ExactLinear, make_linears_exact
-from deepinfer.engine_shim.engines.layer_shard.exact.norm import ExactNorm, make_norms_exact
+from deepinfer.engine_shim.engines.layer_shard.kernels.decode_attention import decode_attention
+from deepinfer.engine_shim.engines.layer_shard.kernels.exact_linear import ExactLinear
+from deepinfer.engine_shim.engines.layer_shard.kernels.linears import use_linears
+from deepinfer.engine_shim.engines.layer_shard.kernels.machine import Kernels, kernels_of_this_machine
+from deepinfer.engine_shim.engines.layer_shard.kernels.norm import FusedNorm, use_norms
 from deepinfer.engine_shim.engines.layer_shard.kv import KvShape, KvSlab
 
-AVX2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
+
+@pytest.fixture
+def kernels() -> Kernels:
+    kernels = kernels_of_this_machine()
+    if kernels is None or not kernels.exact:
+        pytest.skip("torch takes another path than AVX2's on this CPU, and the exact kernels stay unused")
+    return kernels
 
 
 def order_sensitive(*shape: int) -> torch.Tensor:
@@ -23,35 +31,31 @@ def order_sensitive(*shape: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("outputs", "inner"), [(64, 64), (193, 576), (3, 1536), (1, 64), (97, 2048), (64, 80)])
-def test_every_row_count_gives_torchs_bits(outputs: int, inner: int, bias: bool) -> None:
+def test_every_row_count_gives_torchs_bits(outputs: int, inner: int, bias: bool, kernels: Kernels) -> None:
     torch.manual_seed(outputs)
     model = nn.Sequential(nn.Linear(inner, outputs, bias=bias, dtype=torch.bfloat16))
     torchs = model[0]
     torchs.weight.data = order_sensitive(outputs, inner)
     if bias:
         torchs.bias.data = order_sensitive(outputs)
-    make_linears_exact(model)
+    use_linears(model, kernels)
     with torch.inference_mode():
         for rows in (1, 2, 3, 4, 5, 6, 7, 8, 31, 32, 33, 34, 65, 100):
             x = order_sensitive(rows, inner)
             assert torch.equal(model(x), torchs(x)), rows
 
 
-@pytest.mark.skipif(not AVX2, reason="torch takes another path on this CPU, and the kernel stays unused")
-def test_the_kernel_is_used_where_torch_computes_bf16_dot_by_dot() -> None:
-    pytest.importorskip("llvmlite")
+def test_the_kernel_is_used_where_torch_computes_bf16_dot_by_dot(kernels: Kernels) -> None:
     model = nn.Sequential(nn.Linear(576, 192, bias=False, dtype=torch.bfloat16), nn.Linear(64, 64))
-    assert make_linears_exact(model) == 1
+    assert use_linears(model, kernels) == 1
     assert isinstance(model[0], ExactLinear)
     assert isinstance(model[1], nn.Linear)  # fp32 stays torch's
 
 
-@pytest.mark.skipif(not AVX2, reason="the kernel is unused on this CPU")
-def test_numbers_that_are_none_stay_so() -> None:
-    pytest.importorskip("llvmlite")
+def test_numbers_that_are_none_stay_so(kernels: Kernels) -> None:
     model = nn.Sequential(nn.Linear(64, 64, bias=False, dtype=torch.bfloat16))
     torchs = model[0]
-    make_linears_exact(model)
+    use_linears(model, kernels)
     x = torch.ones(3, 64, dtype=torch.bfloat16)
     x[0, 0], x[1, 0] = torch.nan, torch.inf
     with torch.inference_mode():
@@ -61,16 +65,12 @@ def test_numbers_that_are_none_stay_so() -> None:
 
 @pytest.mark.parametrize("family", [LlamaRMSNorm, Qwen3RMSNorm])
 @pytest.mark.parametrize("width", [32, 64, 544, 576, 1024, 4096, 8192, 80, 8224])
-def test_every_norm_gives_the_models_bits(family: type[nn.Module], width: int) -> None:
+def test_every_norm_gives_the_models_bits(family: type[nn.Module], width: int, kernels: Kernels) -> None:
     torch.manual_seed(width)
     model = nn.Sequential(family(width, 1e-5).bfloat16())
     models = model[0]
     models.weight.data = order_sensitive(width)
-    replaced = make_norms_exact(model)
-    assert replaced == isinstance(model[0], ExactNorm)
-    if AVX2:
-        pytest.importorskip("llvmlite")
-        assert replaced == (width <= 8192 and width % 32 == 0)
+    assert use_norms(model, kernels) == isinstance(model[0], FusedNorm) == (width <= 8192 and width % 32 == 0)
     with torch.inference_mode():
         for rows in (1, 2, 3, 33, 2048):
             x = order_sensitive(1, rows, width)

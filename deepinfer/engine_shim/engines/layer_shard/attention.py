@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as attend
 from transformers import AttentionInterface
 
-from deepinfer.engine_shim.engines.layer_shard.exact.decode_attention import DecodeAttention
+from deepinfer.engine_shim.engines.layer_shard.kernels.decode_attention import DecodeAttention
 from deepinfer.engine_shim.engines.layer_shard.kv import KvSlab
 
 NAME = "deepinfer_ragged"

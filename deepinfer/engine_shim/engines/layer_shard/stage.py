@@ -31,9 +31,8 @@ from deepinfer.engine_shim.engines.layer_shard.errors import (
     UnsupportedArchitecture,
     UnsupportedDtype,
 )
-from deepinfer.engine_shim.engines.layer_shard.exact.decode_attention import decode_attention
-from deepinfer.engine_shim.engines.layer_shard.exact.linear import make_linears_exact
-from deepinfer.engine_shim.engines.layer_shard.exact.norm import make_norms_exact
+from deepinfer.engine_shim.engines.layer_shard.kernels.decode_attention import decode_attention
+from deepinfer.engine_shim.engines.layer_shard.kernels.replacement import use_kernels
 from deepinfer.engine_shim.engines.layer_shard.kv import KvShape
 from deepinfer.engine_shim.engines.layer_shard.weights import StageShape, read_weights
 from deepinfer.fleet.layer_shard_models import ARCHITECTURES
@@ -112,8 +111,7 @@ def _built(source: Source) -> Stage:
     _load(model, read_weights(source.folder, shape, config.dtype, source.device), shape)
     _rebuild_unsaved_buffers(model, config, source.device)
     model.eval()
-    make_linears_exact(model)
-    make_norms_exact(model)
+    use_kernels(model, config.dtype, source.device)
     return Stage(model, config, shape, source.device)
 
 

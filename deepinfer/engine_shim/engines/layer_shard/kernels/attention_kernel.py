@@ -4,7 +4,7 @@ For a single query torch's kernel (FlashAttentionKernel.cpp) takes 512 keys at a
 of a matrix with a vector. On CPUs that MKL does not know that is a loop over single numbers, a tenth as fast as the one
 here, which adds in the same order:
 * query with key: four running sums, number by number; at the end (1 + 3) + (0 + 2);
-* softmax: `_exponential` over registers of 8 (two sums for pairs of registers, one for a single register left), the
+* softmax: `exponential` over registers of 8 (two sums for pairs of registers, one for a single register left), the
   last few keys one by one through the C library's `exp`; the weights are then rounded to bf16;
 * weights with values: four keys at a time as (1 + 3) + (0 + 2), the last few one by one, backwards.
 A product of two bf16 numbers is exact in fp32, so that fused and separate multiply-add agree there.
@@ -16,16 +16,14 @@ of a step in one call.
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
 
-from deepinfer.engine_shim.engines.layer_shard.exact.ir import (
+from deepinfer.engine_shim.engines.layer_shard.kernels.ir import (
     F32,
-    FLOATS,
     HALF,
     I16,
     I32,
@@ -37,6 +35,7 @@ from deepinfer.engine_shim.engines.layer_shard.exact.ir import (
     begin_share,
     define_entry,
     down_to,
+    exponential,
     fma,
     integer,
     intrinsic,
@@ -189,7 +188,7 @@ def _softmax(b: ir.IRBuilder, weights: Any, count: Any, largest: Any) -> Any:
 
     def register(index: Any, total: Any) -> Any:
         place = at(b, weights, index)
-        power = _exponential(b, b.fsub(load(b, place), spread(b, largest)))
+        power = exponential(b, b.fsub(load(b, place), spread(b, largest)))
         b.store(through_bf16(b, power), place, align=4)
         return b.fadd(total, power)
 
@@ -206,24 +205,6 @@ def _softmax(b: ir.IRBuilder, weights: Any, count: Any, largest: Any) -> Any:
         b.store(through_bf16(b, power), place, align=4)
         last.following = [b.fadd(last.values[0], power)]
     return last.results[0]
-
-
-def _exponential(b: ir.IRBuilder, x: Any) -> Any:
-    """torch's `fexp_u20`, for x <= 0: 2**x is made by putting x, corrected by a cubic in its fraction, where an fp32
-    has its exponent (Malossi et al., "Fast exponential computation on SIMD architectures", 2015)."""
-    log2 = b.fmul(x, _bits(0x3FB8AA3B))
-    fraction = b.fsub(log2, intrinsic(b, "floor", FLOATS, log2))
-    cubic = _bits(0xBDA235D5)
-    for coefficient in (0xBE65B8F5, 0x3E9B69F0, 0x38E077A1):
-        cubic = fma(b, fraction, cubic, _bits(coefficient))
-    number = fma(b, b.fsub(log2, cubic), same(2.0**23), same(127 * 2.0**23))
-    power = b.bitcast(b.fptosi(number, ir.VectorType(I32, LANES)), FLOATS)
-    return b.select(b.fcmp_ordered("<", x, _bits(0xC2AEAC50)), same(0.0), power)
-
-
-def _bits(pattern: int) -> ir.Constant:
-    """A vector of the fp32 with these bits."""
-    return same(struct.unpack("<f", struct.pack("<I", pattern))[0])
 
 
 def _add_values(b: ir.IRBuilder, memory: _Memory, count: Any, rescale: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
 
-from deepinfer.engine_shim.engines.layer_shard.exact.ir import (
+from deepinfer.engine_shim.engines.layer_shard.kernels.ir import (
     F32,
     I16,
     I32,

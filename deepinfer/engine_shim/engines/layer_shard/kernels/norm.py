@@ -1,4 +1,4 @@
-"""RMSNorm in one pass instead of eight operations, with the same bits, where that can be had.
+"""RMSNorm in one pass instead of eight operations; with the same bits, where exactness is promised.
 
 Every family names its class …RMSNorm and gives it a weight and `variance_epsilon`; what such a class really computes is
 found out by asking it.
@@ -12,18 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepinfer.engine_shim.engines.layer_shard.exact.machine import (
-    Kernels,
-    bits_of,
-    kernels_for,
-    order_sensitive,
-    threads_for,
-)
+from deepinfer.engine_shim.engines.layer_shard.kernels.machine import Kernels, bits_of, threads_for
+from deepinfer.engine_shim.engines.layer_shard.kernels.probe import close, order_sensitive
 
 PROBE_ROWS = (1, 2, 33)
 
 
-class ExactNorm(nn.Module):
+class FusedNorm(nn.Module):
     """An RMSNorm on the kernel. The weight is the same tensor, not a copy."""
 
     def __init__(self, weight: Tensor, epsilon: float, kernels: Kernels) -> None:
@@ -44,16 +39,15 @@ class ExactNorm(nn.Module):
     __call__ = forward  # nobody hooks it, and nn.Module's own call costs as much as a short row
 
 
-def make_norms_exact(model: nn.Module) -> int:
-    """Replace every RMSNorm the kernel computes bit for bit as the model does; answers how many."""
+def use_norms(model: nn.Module, kernels: Kernels) -> int:
+    """Replace every RMSNorm the kernel computes as the model does; answers how many."""
     replaced = 0
     for parent, name, norm in list(_norms(model)):
-        available = kernels_for(norm.weight.dtype, norm.weight.device)
-        if available is None or not _fits(norm.weight.numel()):
+        if not _fits(norm.weight):
             continue
-        exact = ExactNorm(norm.weight.data, norm.variance_epsilon, available)
-        if _same_bits(exact, norm):
-            setattr(parent, name, exact)
+        fused = FusedNorm(norm.weight.data, norm.variance_epsilon, kernels)
+        if _same_answer(fused, norm, kernels.exact):
+            setattr(parent, name, fused)
             replaced += 1
     return replaced
 
@@ -69,14 +63,17 @@ def _norms(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
                 yield parent, name, child
 
 
-def _fits(width: int) -> bool:
-    from deepinfer.engine_shim.engines.layer_shard.exact.norm_kernel import LONGEST, STRIDE
+def _fits(weight: Tensor) -> bool:
+    from deepinfer.engine_shim.engines.layer_shard.kernels.norm_kernel import LONGEST, STRIDE
 
-    return width % STRIDE == 0 and width <= LONGEST
+    of_ours = weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
+    return of_ours and weight.numel() % STRIDE == 0 and weight.numel() <= LONGEST
 
 
 @torch.inference_mode()
-def _same_bits(exact: ExactNorm, norm: Any) -> bool:
+def _same_answer(fused: FusedNorm, norm: Any, exactly: bool) -> bool:
     random = torch.Generator().manual_seed(0)
     inputs = [order_sensitive(random, 1, rows, norm.weight.numel()) for rows in PROBE_ROWS]
-    return all(torch.equal(exact(x), norm(x)) for x in inputs)
+    if exactly:
+        return all(torch.equal(fused(x), norm(x)) for x in inputs)
+    return all(close(fused(x), norm(x).float()) for x in inputs)

@@ -9,31 +9,59 @@ from typing import Any
 
 from llvmlite import binding, ir  # type: ignore[import-untyped]
 
-from deepinfer.engine_shim.engines.layer_shard.exact.attention_kernel import ARGUMENTS, define_attention
-from deepinfer.engine_shim.engines.layer_shard.exact.linear_kernel import define_linear, scratch_floats
-from deepinfer.engine_shim.engines.layer_shard.exact.norm_kernel import define_norm
+from deepinfer.engine_shim.engines.layer_shard.kernels.attention_kernel import ARGUMENTS, define_attention
+from deepinfer.engine_shim.engines.layer_shard.kernels.exact_linear_kernel import define_linear, scratch_floats
+from deepinfer.engine_shim.engines.layer_shard.kernels.norm_kernel import define_norm
+from deepinfer.engine_shim.engines.layer_shard.kernels.packed_linear_kernel import ARGUMENTS as PACKED_ARGUMENTS
+from deepinfer.engine_shim.engines.layer_shard.kernels.packed_linear_kernel import (
+    AVX2,
+    AVX512,
+    AVX512_BF16,
+    Shape,
+    define_packed_linear,
+)
 
 Kernel = Callable[..., None]  # of addresses and sizes, as its `define_…` says
 
 
 class CompiledKernels:
-    """All kernels, and what must stay alive while they can be called."""
+    """The exact kernels, or with `packing` the packed ones; and what must stay alive while they can be called."""
 
-    def __init__(self, openmp: Path) -> None:
+    def __init__(self, openmp: Path, packing: Shape | None) -> None:
         _offer(ctypes.CDLL(str(openmp)), "GOMP_parallel", "omp_get_thread_num")
         _offer(ctypes.CDLL(None), "exp", "expf")  # the C library torch calls too
-        module = ir.Module("exact")
-        define_linear(module)
-        define_norm(module)
-        define_attention(module)
-        self._engine = _compiled(module)
+        self.exact = packing is None
+        self.group = 0 if packing is None else packing.group
+        self._engine = _compiled(_module(packing))
         self.scratch_floats = scratch_floats
-        self.linear = self._function("linear", 8)
         self.norm = self._function("norm", 7)
         self.attention = self._function("attention", ARGUMENTS)
+        if packing is None:
+            self.linear = self._function("linear", 8)
+        else:
+            self.packed_linear = self._function("packed_linear", PACKED_ARGUMENTS)
 
     def _function(self, name: str, arguments: int) -> Kernel:
         return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)(self._engine.get_function_address(name))
+
+
+def best_shape() -> Shape:
+    """Of the packed kernel, on this CPU."""
+    features = binding.get_host_cpu_features()
+    if features.get("avx512f") and features.get("avx512bw"):
+        return AVX512_BF16 if features.get("avx512bf16") else AVX512
+    return AVX2
+
+
+def _module(packing: Shape | None) -> ir.Module:
+    module = ir.Module("kernels")
+    if packing is None:
+        define_linear(module)
+    else:
+        define_packed_linear(module, packing)
+    define_norm(module)
+    define_attention(module)
+    return module
 
 
 def _offer(library: ctypes.CDLL, *names: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -155,6 +156,33 @@ def through_bf16(b: ir.IRBuilder, value: Any) -> Any:
 def store_bf16(b: ir.IRBuilder, value: Any, address: Any) -> None:
     bits = _rounded(b, value)
     b.store(b.trunc(bits, _with_lanes(bits.type, I16)), address, align=2)
+
+
+def exponential(b: ir.IRBuilder, x: Any) -> Any:
+    """torch's `fexp_u20`, for vectors of x <= 0: 2**x is made by putting x, corrected by a cubic in its fraction, where
+    an fp32 has its exponent (Malossi et al., "Fast exponential computation on SIMD architectures", 2015)."""
+    kind = x.type
+    log2 = b.fmul(x, _bits(0x3FB8AA3B, kind))
+    fraction = b.fsub(log2, intrinsic(b, "floor", kind, log2))
+    cubic: Any = _bits(0xBDA235D5, kind)
+    for coefficient in (0xBE65B8F5, 0x3E9B69F0, 0x38E077A1):
+        cubic = fma(b, fraction, cubic, _bits(coefficient, kind))
+    number = fma(b, b.fsub(log2, cubic), same(2.0**23, kind), same(127 * 2.0**23, kind))
+    power = b.bitcast(b.fptosi(number, _with_lanes(kind, I32)), kind)
+    return b.select(b.fcmp_ordered("<", x, _bits(0xC2AEAC50, kind)), same(0.0, kind), power)
+
+
+def _bits(pattern: int, kind: ir.Type) -> ir.Constant:
+    """A vector of the fp32 with these bits."""
+    return same(struct.unpack("<f", struct.pack("<I", pattern))[0], kind)
+
+
+def sigmoid(b: ir.IRBuilder, x: Any) -> Any:
+    """1 / (1 + exp(-x)) of a vector, without an overflow on either side."""
+    kind = x.type
+    positive = b.fcmp_ordered(">", x, same(0.0, kind))
+    power = exponential(b, b.select(positive, b.fneg(x), x))
+    return b.fdiv(b.select(positive, same(1.0, kind), power), b.fadd(same(1.0, kind), power))
 
 
 def define_entry(module: ir.Module, name: str, share: ir.Function, arguments: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
 
-from deepinfer.engine_shim.engines.layer_shard.exact.ir import (
+from deepinfer.engine_shim.engines.layer_shard.kernels.ir import (
     I16,
     I64,
     LANES,

@@ -1,0 +1,35 @@
+"""Puts the kernels into a model of stock modules, wherever they are found to compute what the modules do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from deepinfer.engine_shim.engines.layer_shard.kernels.gated_mlp import use_gated_mlps
+from deepinfer.engine_shim.engines.layer_shard.kernels.linears import use_linears
+from deepinfer.engine_shim.engines.layer_shard.kernels.machine import kernels_for
+from deepinfer.engine_shim.engines.layer_shard.kernels.norm import use_norms
+from deepinfer.engine_shim.engines.layer_shard.kernels.packed_linear import PackedEmbedding, PackedLinear
+
+
+def use_kernels(model: Any, dtype: torch.dtype, device: str) -> None:
+    """`model` is a causal LM of transformers, or some layers of one, with its weights."""
+    available = kernels_for(dtype, device)
+    if available is None:
+        return
+    tied = _is_tied(model)
+    if not available.exact:
+        use_gated_mlps(model, available)
+    use_linears(model, available)
+    if tied and isinstance(model.lm_head, PackedLinear):
+        model.model.embed_tokens = PackedEmbedding(model.lm_head)
+    use_norms(model, available)
+
+
+def _is_tied(model: Any) -> bool:
+    """Whether head and embedding are one tensor, held once."""
+    head, embedding = model.lm_head, model.model.embed_tokens
+    both = isinstance(head, nn.Linear) and isinstance(embedding, nn.Embedding)
+    return both and head.weight is embedding.weight
