@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from deepinfer.planning.model_shape import ModelShape
+from deepinfer.fleet.model_shape import ModelShape
 from deepinfer.planning.task import OfferedDevice, Task
 
 GB = 10**9

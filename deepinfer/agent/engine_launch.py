@@ -7,13 +7,19 @@ from pathlib import Path
 
 from deepinfer.agent.engine_folders import port_note
 from deepinfer.agent.engine_log import log_path
-from deepinfer.fleet.launch import EngineLaunch
+from deepinfer.fleet.launch import EngineLaunch, PipelineLaunch
 from deepinfer.fleet.parallelism import tensor_parallel_size
 from deepinfer.fleet.resources import Placement
 
 
 def launch_of(
-    placement: Placement, model: Path | None, *, socket: Path, folder: Path, stall_seconds: float
+    placement: Placement,
+    model: Path | None,
+    *,
+    socket: Path,
+    folder: Path,
+    stall_seconds: float,
+    pipeline: PipelineLaunch | None = None,
 ) -> EngineLaunch:
     """In the placement's `folder`, with the defaults of what only some launchers set."""
     spec = placement.spec
@@ -34,6 +40,7 @@ def launch_of(
         log=log_path(folder),
         socket=socket,
         port_note=port_note(folder),
+        pipeline=pipeline,
     )
 
 

@@ -35,6 +35,7 @@ from deepinfer.agent.node_agent import NodeAgent
 from deepinfer.agent.node_pressure import NodePressure
 from deepinfer.agent.node_record import NodeRecord
 from deepinfer.agent.own_keys import OwnKeys
+from deepinfer.agent.pipeline_key import PipelineKey
 from deepinfer.agent.placement_note import PlacementNote
 from deepinfer.agent.pressure import Limits
 from deepinfer.agent.registration import stay_registered
@@ -68,14 +69,15 @@ async def run(name: str, config: Config) -> None:
         devices = capped(found, config.worker.max_vram_mb)
         engines = EnginesHere(places.engines_dir(), devices)
         daemon = Daemon(os.environ, state.instance)
-        native, containers = _launchers(state, config, engines, daemon)
+        key = PipelineKey(config.worker.pipeline_key_file)
+        native, containers = _launchers(state, config, engines, daemon, key)
         launchers: dict[Backend, Launcher] = {Backend.NATIVE: native, Backend.DOCKER: containers}
         models = Models(places.cache_dir() / "models", os.environ, config.worker.model_roots)
         membership = Membership(state.path)
         own_keys = OwnKeys(name, membership, PlacementNote(state.path))
         agent = NodeAgent(name, config.worker, state.engines, launchers, models.files, own_keys=own_keys)
         async with serving_logs(state.engines) as logs_endpoint, daemon.followed(), asyncio.TaskGroup() as lives:
-            record = NodeRecord(_node(state, config.worker, logs_endpoint, engines), engines.engines, daemon)
+            record = NodeRecord(_node(state, config.worker, logs_endpoint, engines, key), engines.engines, daemon)
             pressure = await asyncio.to_thread(_pressure, state, config.worker)
             _press(pressure.sentences, record, agent)
             try:
@@ -98,7 +100,7 @@ async def run(name: str, config: Config) -> None:
 
 
 def _launchers(
-    state: StateFolder, config: Config, engines: EnginesHere, daemon: Daemon
+    state: StateFolder, config: Config, engines: EnginesHere, daemon: Daemon, key: PipelineKey
 ) -> tuple[NativeLauncher, ContainerLauncher]:
     sockets, stall_seconds = places.runtime_dir(), config.worker.stall_seconds
     native = NativeLauncher(
@@ -108,6 +110,7 @@ def _launchers(
         os.environ,
         stall_seconds=stall_seconds,
         environment_for=engines.environment_for,
+        pipeline_for=lambda placement: key.launch(placement, config.worker.pipeline_host),
     )
     containers = ContainerLauncher(
         daemon,
@@ -189,6 +192,7 @@ async def follow_the_fleet(
         tasks.create_task(stay_registered(store, record, config.worker.lease_seconds, registered))
         await registered.wait()  # until then another worker may have this name, and these placements
         tasks.create_task(agent.follow(store, keys.placement(record.node.name, "")))
+        tasks.create_task(agent.follow(store, keys.layouts(record.node.name)))
         tasks.create_task(agent.follow(store, keys.IDENTITY))
         tasks.create_task(keep_converging(lambda: agent.converge(store, lives), agent.changed))
         print(f"deepinfer worker {record.node.name}: ready", flush=True)
@@ -210,7 +214,7 @@ async def _stop_engines(agent: NodeAgent, config: Config, stop: StopRequest) -> 
         log.warning("the engines are stopped, but that could not be told: %s", error)
 
 
-def _node(state: StateFolder, config: WorkerConfig, logs_endpoint: str, engines: EnginesHere) -> Node:
+def _node(state: StateFolder, config: WorkerConfig, logs_endpoint: str, engines: EnginesHere, key: PipelineKey) -> Node:
     return Node(
         name=state.path.name,
         instance=state.instance,
@@ -218,6 +222,7 @@ def _node(state: StateFolder, config: WorkerConfig, logs_endpoint: str, engines:
         devices=engines.devices,
         engines=installed_engines(engines.engines),
         labels=config.labels,
+        pipeline_key=key.fingerprint,
         version=version("deepinfer"),
     )
 

@@ -155,6 +155,7 @@ class NodeAgent:
         seen = {placement_id: replica.seen for placement_id, replica in self._replicas.items()}
         wanted = self._own.known.wanted if self._own.known else None
         forgotten = set()
+        self._hand_out_layouts()
         for action in plan(Situation(loop.time(), wanted, seen, self._closed, self._unseen)):
             match action:
                 case Start(placement):
@@ -170,6 +171,11 @@ class NodeAgent:
                 case Wait(_, until):
                     self._wake_at(until)
         return forgotten
+
+    def _hand_out_layouts(self) -> None:
+        for placement_id, layout in self._own.known.layouts.items() if self._own.known else ():
+            if placement_id in self._replicas:
+                self._replicas[placement_id].arrange(layout)
 
     def _replica(self, placement_id: str) -> Replica:
         if placement_id not in self._replicas:

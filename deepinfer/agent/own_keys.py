@@ -11,13 +11,14 @@ import asyncio
 import logging
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from deepinfer.agent.engine_folders import is_placement_id
 from deepinfer.agent.membership import Membership
 from deepinfer.agent.placement_note import PlacementNote
 from deepinfer.agent.plan import Wanted
 from deepinfer.fleet import keys
+from deepinfer.fleet.pipeline import Layout
 from deepinfer.fleet.reading import Reading
 from deepinfer.fleet.resources import ReplicaStatus
 from deepinfer.fleet.snapshot import snapshot_of
@@ -35,6 +36,7 @@ class Known:
     wanted: Wanted
     statuses: Mapping[str, ReplicaStatus]  # by id, readable ones
     told: Mapping[str, bytes]  # by key: the statuses as they lie there
+    layouts: Mapping[str, Layout] = field(default_factory=dict)  # by the id of the head
     identity: int = 0  # the mod_revision of the fleet's
 
 
@@ -61,7 +63,8 @@ class OwnKeys:
             return self.known
         self._store, self._trusted_until = store, now + _TRUSTED_SECONDS  # what is told from here on may be newer
         with self._doubted_on_failure():
-            reading = await store.read(keys.placement(self._node, ""), keys.statuses(self._node), keys.IDENTITY)
+            ours = (keys.placement(self._node, ""), keys.statuses(self._node), keys.layouts(self._node))
+            reading = await store.read(*ours, keys.IDENTITY)
             self._membership.check(reading.values.get(keys.IDENTITY))
             self.known = _known(reading, self._node)
         if self._note is not None:
@@ -122,6 +125,7 @@ def _known(reading: Reading, node: str) -> Known:
         wanted=Wanted(good, frozenset(unreadable), _ids(told, node)),
         statuses={status.id: status for status in fleet.statuses},
         told=told,
+        layouts={layout.id: layout for layout in fleet.layouts if layout.node == node},
         identity=reading.mod_revision(keys.IDENTITY),
     )
 

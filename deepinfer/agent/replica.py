@@ -19,12 +19,14 @@ from deepinfer.agent.engine_log import error_told, failure_told, last_useful_lin
 from deepinfer.agent.engine_watch import NoAnswer, NotThisEngine, Sight, connected, sights
 from deepinfer.agent.launching import Exit, LaunchedEngine, Mark
 from deepinfer.agent.obituary import End, crashed, how_it_ended, kept_from_starting, with_log
+from deepinfer.agent.pipeline_watch import PipelineWatch
 from deepinfer.agent.plan import Seen, Stage
 from deepinfer.agent.restarts import FORGIVEN_AFTER_SECONDS, Restarts
 from deepinfer.agent.workshop import Workshop
 from deepinfer.engine_shim.client import EngineClient
 from deepinfer.fleet.errors import DeepinferError, EngineWillNotStart
 from deepinfer.fleet.launch import EX_CONFIG
+from deepinfer.fleet.pipeline import Layout
 from deepinfer.fleet.resources import Phase, Placement, ReplicaStatus
 
 _FAILED_LINGERS_SECONDS = 5.0
@@ -54,6 +56,7 @@ class Replica:
         self._hurry = asyncio.Event()
         self._ready = asyncio.Event()
         self._ready_since: float | None = None
+        self._pipeline = PipelineWatch(self._publish)
         self._blame: str | None = None  # why the agent itself ended the engine
 
     @property
@@ -69,7 +72,7 @@ class Replica:
         """Begin a life with this placement."""
         self._take(placement)
         self._begin(Stage.PREPARING)
-        self._publish(phase=Phase.PREPARING, message="", endpoint=None, pid=None, memory_bytes=None)
+        self._publish(phase=Phase.PREPARING, message="", endpoint=None, pid=None, memory_bytes=None, pipeline=None)
         self._live_with(placement, tasks)
 
     def hold(self, placement: Placement, reasons: Sequence[str]) -> None:
@@ -92,6 +95,11 @@ class Replica:
             if self.status is not None:
                 self._publish()
         self._inherits = False
+
+    def arrange(self, layout: Layout) -> None:
+        """Which stages a head of this epoch is to have."""
+        if layout.epoch == self._epoch:
+            self._pipeline.arrange(layout)
 
     def stop(self, *, hurry: bool = False) -> None:
         """Let running requests finish (unless in a hurry), then end the process group."""
@@ -179,6 +187,7 @@ class Replica:
                 tasks.create_task(self._end_when_asked(client, engine)),
                 tasks.create_task(self._end_if_never_ready(engine)),
                 tasks.create_task(self._forgive()),
+                tasks.create_task(self._pipeline.accompany(client)),
             ]
             seen = await engine.ended()
             if self._stage is Stage.RUNNING and seen.status != EX_CONFIG:

@@ -15,7 +15,7 @@ from deepinfer.cli.tables import print_table
 from deepinfer.fleet.sizes import bytes_of, size
 
 if TYPE_CHECKING:
-    from deepinfer.planning.model_shape import ModelShape
+    from deepinfer.fleet.model_shape import ModelShape
     from deepinfer.planning.plan import Plan, StagePlan
     from deepinfer.planning.task import Task
 

@@ -44,6 +44,11 @@ Routing = Annotated[
     str | None, typer.Option(help="How requests find a replica: kv, session, least-loaded, round-robin or random.")
 ]
 Role = Annotated[str | None, typer.Option(help="What it computes of a request: both, prefill or decode.")]
+Stages = Annotated[int | None, typer.Option(help="Nodes that share each replica's layers.")]
+Spares = Annotated[int | None, typer.Option(help="Processes that wait for a stage to be lost.")]
+StageLayers = Annotated[
+    str | None, typer.Option(metavar="N,N,…", help="Layers of each stage.  [default: by what they can hold]")
+]
 MaxSurge = Annotated[int | None, typer.Option(help="Replicas above the wanted number in a rollout.")]
 MaxUnavailable = Annotated[int | None, typer.Option(help="Replicas below it in a rollout.")]
 RolloutDeadline = Annotated[
@@ -68,15 +73,32 @@ def fields_of(options: Mapping[str, Any]) -> dict[str, Any]:
         "deadline_seconds": options["rollout_deadline"],
         "new_generation_percent": options["new_generation_percent"],
     }
+    pipeline = {
+        "stages": options["stages"],
+        "spares": options["spares"],
+        "layers": _counts(options["stage_layers"]),
+    }
     fields = {
         **{field: options[field] for field in _AS_THEY_ARE},
         "docker": {key: _value(text) for key, text in pairs(options["docker"], "--docker")},
         "engine_args": engine_args(options["engine_arg"]),
         "env": dict(pairs(options["env"], "--env")),
         "node_selector": dict(pairs(options["node_selector"], "--node-selector")),
-        "rollout": {part: value for part, value in rollout.items() if value is not None},
+        "rollout": _said(rollout),
+        "pipeline": _said(pipeline),
     }
     return {field: value for field, value in fields.items() if value not in (None, {}, [], ())}
+
+
+def _said(parts: Mapping[str, Any]) -> dict[str, Any]:
+    return {part: value for part, value in parts.items() if value is not None}
+
+
+def _counts(text: str | None) -> list[int] | None:
+    try:
+        return None if text is None else [int(count) for count in text.split(",")]
+    except ValueError:
+        raise InvalidInput(f"--stage-layers wants numbers such as 5,13,14, not {text!r}.") from None
 
 
 def engine_args(given: Pairs) -> dict[str, Any]:

@@ -20,11 +20,13 @@ from deepinfer.engine_shim.answer import Answer
 from deepinfer.engine_shim.call_stream import connected
 from deepinfer.engine_shim.frames import EngineCall
 from deepinfer.engine_shim.http_upstream import HttpUpstream
+from deepinfer.engine_shim.pipeline_wire import layout_to_bytes, pipeline_state_from_bytes
 from deepinfer.engine_shim.prompt_files import PromptFiles, joined
 from deepinfer.engine_shim.state_wire import EngineState, state_from_bytes, watch_to_bytes
 from deepinfer.engine_shim.upstream import Upstream, failed
 from deepinfer.engine_shim.wire import METHODS, GenerateDelta, GenerateRequest, ShimInfo, ShimPhase
 from deepinfer.fleet.errors import EngineFailed, EngineUnreachable, InvalidRequest
+from deepinfer.fleet.pipeline import Layout, PipelineState
 
 __all__ = [
     "Answer",
@@ -66,6 +68,8 @@ class EngineClient:
         self._watch = self._channel.unary_stream(METHODS["WatchState"], watch_to_bytes, state_from_bytes)
         self._drain = self._channel.unary_unary(METHODS["Drain"], wire.drain_to_bytes, wire.unfinished_from_bytes)
         self._generate = self._channel.unary_stream(METHODS["Generate"], wire.generate_to_bytes, wire.delta_from_bytes)
+        self._layout = self._channel.unary_unary(METHODS["SetLayout"], layout_to_bytes, wire.ignored)
+        self._pipeline = self._channel.unary_stream(METHODS["WatchPipeline"], wire.nothing, pipeline_state_from_bytes)
         self._upstream: Upstream | None = None
         self._connecting = asyncio.Lock()
         self._closed = False
@@ -125,6 +129,21 @@ class EngineClient:
         with self._failures():
             unfinished: int = await self._drain(timeout_seconds, timeout=timeout_seconds + 5.0)
             return unfinished
+
+    async def set_layout(self, layout: Layout, *, timeout_seconds: float = 5.0) -> None:
+        """To a replica's head: which stages it has from now on. It need not have them when this returns."""
+        with self._failures():
+            await self._layout(layout, timeout=timeout_seconds)
+
+    async def pipeline_states(self) -> AsyncIterator[PipelineState]:
+        """How a head or a host of a stage is, and every change; it ends at once where there are no stages."""
+        states = self._pipeline(None, wait_for_ready=True)
+        try:
+            with self._failures():
+                async for state in states:
+                    yield state
+        finally:
+            states.cancel()
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateDelta]:
         """Typed deltas until one has a finish reason; `InvalidRequest`. Closing the iterator aborts in the engine."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from deepinfer.engine_shim.engine_args import layer_shard_args, sim_args
+from deepinfer.engine_shim.engine_args import sim_args
 from deepinfer.engine_shim.loading_thread import in_thread
 from deepinfer.engine_shim.openai_app.app import openai_app
+from deepinfer.engine_shim.pipeline_door import PipelineDoor
 from deepinfer.engine_shim.served_engine import ServedEngine
 from deepinfer.engine_shim.text.model_tokenizer import ModelTokenizer
 from deepinfer.engine_shim.text.tokenizer import Tokenizer
@@ -23,8 +24,11 @@ from deepinfer.fleet.spec import EngineKind
 Progress = Callable[[str], None]
 
 
-async def loaded(launch: EngineLaunch, progress: Progress) -> ServedEngine:
-    """Raises `EngineWillNotStart` or `InvalidRequest` when trying again will not help."""
+async def loaded(launch: EngineLaunch, progress: Progress, pipeline: PipelineDoor | None = None) -> ServedEngine:
+    """Raises `EngineWillNotStart` or `InvalidRequest` when trying again will not help.
+
+    `pipeline`: where a replica in stages hears of its layout.
+    """
     if launch.container is not None:
         from deepinfer.engine_shim.engines.container.engine import load_container
 
@@ -33,7 +37,7 @@ async def loaded(launch: EngineLaunch, progress: Progress) -> ServedEngine:
         case EngineKind.SIM:
             return await _sim(launch, progress)
         case EngineKind.LAYER_SHARD:
-            return await _layer_shard(launch, progress)
+            return await _layer_shard(launch, progress, pipeline)
         case EngineKind.VLLM:
             return await _vllm(launch, progress)
 
@@ -48,38 +52,25 @@ async def _sim(launch: EngineLaunch, progress: Progress) -> ServedEngine:
     return _served(engine, tokenizer, launch)
 
 
-async def _layer_shard(launch: EngineLaunch, progress: Progress) -> ServedEngine:
-    args = layer_shard_args(launch.engine_args)
+async def _layer_shard(launch: EngineLaunch, progress: Progress, pipeline: PipelineDoor | None) -> ServedEngine:
     folder = _folder(launch)
     if launch.tensor_parallel_size not in (None, 1):
         raise EngineWillNotStart("The layer-shard engine has no tensor parallelism; leave tensor_parallel_size out.")
-    loop = asyncio.get_running_loop()
     progress("importing torch")
+    tokenizer = await in_thread(lambda: ModelTokenizer(folder))  # first: it is quick to refuse
+    try:
+        start = await in_thread(_layer_shard_start)
+    except ModuleNotFoundError as error:
+        missing = f"The layer-shard engine needs {error.name}; install deepinfer[layer-shard] on this node."
+        raise EngineWillNotStart(missing) from error
+    engine = await start(launch, folder, progress, pipeline)
+    return engine if isinstance(engine, ServedEngine) else _served(engine, tokenizer, launch)
 
-    def tell(line: str) -> None:
-        loop.call_soon_threadsafe(progress, line)
 
-    def load() -> tuple[TokenEngine, Tokenizer]:
-        tokenizer = ModelTokenizer(folder)  # first: it is quick to refuse
-        try:
-            from deepinfer.engine_shim.engines.layer_shard.engine import LayerShardEngine
-            from deepinfer.engine_shim.engines.layer_shard.options import Options
-        except ModuleNotFoundError as error:
-            missing = f"The layer-shard engine needs {error.name}; install deepinfer[layer-shard] on this node."
-            raise EngineWillNotStart(missing) from error
-        options = Options(
-            device=launch.device,
-            dtype=launch.dtype,
-            max_model_len=launch.max_model_len,
-            gpu_memory_utilization=launch.gpu_memory_utilization,
-            max_num_seqs=args.max_num_seqs,
-            max_num_batched_tokens=args.max_num_batched_tokens,
-            threads=args.threads,
-            served_name=launch.served_names[0],
-        )
-        return LayerShardEngine.from_folder(folder, options, tell), tokenizer
+def _layer_shard_start() -> Any:
+    from deepinfer.engine_shim.engines.layer_shard.start import started
 
-    return _served(*await in_thread(load), launch)
+    return started
 
 
 async def _vllm(launch: EngineLaunch, progress: Progress) -> ServedEngine:

@@ -91,7 +91,7 @@ async def _serve_engine(launch: EngineLaunch, status: ShimStatus) -> None:
         note_port(launch.port_note, launch.epoch, int(status.endpoint.rpartition(":")[2]))
         await server.start()
         try:
-            engine = await loaded(launch, status.progress)
+            engine = await loaded(launch, status.progress, status.pipeline)
             files = await asyncio.to_thread(status.prompt_files)
             status.prompt_digest = "" if files is None else files.digest
             status.ready(engine)

@@ -15,6 +15,7 @@ import grpc
 import grpc.aio
 
 from deepinfer.engine_shim import wire
+from deepinfer.engine_shim.pipeline_wire import layout_from_bytes, pipeline_state_to_bytes
 from deepinfer.engine_shim.prompt_files import Piece, pieces_of
 from deepinfer.engine_shim.state_watch import StateWatch
 from deepinfer.engine_shim.state_wire import EngineState, state_to_bytes, watch_from_bytes
@@ -22,6 +23,7 @@ from deepinfer.engine_shim.status import ShimStatus
 from deepinfer.engine_shim.token_engine import FinishReason
 from deepinfer.engine_shim.wire import GenerateDelta, GenerateRequest, ShimInfo, ShimPhase
 from deepinfer.fleet.errors import EngineFailed, InvalidRequest
+from deepinfer.fleet.pipeline import Layout, PipelineState
 from deepinfer.protos.engine_service import SERVICE
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -83,6 +85,16 @@ class EngineServer:
                 await self._status.idle()
         return self._status.unfinished()
 
+    async def set_layout(self, layout: Layout, context: Context) -> None:
+        if self._status.pipeline is None:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "This engine is not part of a replica in stages.")
+        await self._status.pipeline.set_layout(layout)
+
+    async def watch_pipeline(self, request: None, context: Context) -> AsyncGenerator[PipelineState, None]:
+        if self._status.pipeline is not None:
+            async for state in self._status.pipeline.states():
+                yield state
+
     @contextmanager
     def _failing(self) -> Iterator[None]:
         """`EngineFailed` in the block as soon as the engine fails."""
@@ -115,6 +127,10 @@ def engine_server(status: ShimStatus) -> grpc.aio.Server:
             service.generate, wire.generate_from_bytes, wire.delta_to_bytes
         ),
         "WatchState": grpc.unary_stream_rpc_method_handler(service.watch_state, watch_from_bytes, state_to_bytes),
+        "SetLayout": grpc.unary_unary_rpc_method_handler(service.set_layout, layout_from_bytes, wire.nothing),
+        "WatchPipeline": grpc.unary_stream_rpc_method_handler(
+            service.watch_pipeline, wire.ignored, pipeline_state_to_bytes
+        ),
         "Drain": grpc.unary_unary_rpc_method_handler(service.drain, wire.drain_from_bytes, wire.unfinished_to_bytes),
     }
     server = grpc.aio.server(options=_OPTIONS)

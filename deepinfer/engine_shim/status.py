@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Final
 
 from deepinfer.engine_shim.in_flight import InFlight
+from deepinfer.engine_shim.pipeline_door import PipelineDoor
 from deepinfer.engine_shim.prompt_files import PromptFiles, prompt_files
 from deepinfer.engine_shim.served_engine import ServedEngine
 from deepinfer.engine_shim.token_engine import EngineInfo, EngineLoad
@@ -31,6 +32,7 @@ class ShimStatus:
         self.call_key = b""
         self.engine: ServedEngine | None = None
         self.prompt_digest = ""
+        self.pipeline = PipelineDoor() if launch.pipeline else None
         self.in_flight = InFlight()
         self._still_seconds = 0.0
         self._launch = launch

@@ -16,7 +16,8 @@ from deepinfer.protos import engine_service as pb
 MESSAGE_BYTES: Final = 64 << 20
 """The largest message either side takes."""
 METHODS: Final = {
-    name: f"/{pb.SERVICE}/{name}" for name in ("GetInfo", "GetTokenizer", "Generate", "WatchState", "Drain")
+    name: f"/{pb.SERVICE}/{name}"
+    for name in ("GetInfo", "GetTokenizer", "Generate", "WatchState", "Drain", "SetLayout", "WatchPipeline")
 }
 
 

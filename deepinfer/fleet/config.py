@@ -138,6 +138,8 @@ class WorkerConfig(Resource):
     low_memory_share: float = Field(default=0.05, ge=0, lt=1)  # with less left, nothing new is started; 0: whatever
     low_disk_share: float = Field(default=0.05, ge=0, lt=1)
     low_disk_bytes: int = Field(default=1 << 30, ge=0)  # enough, however large the disk is
+    pipeline_host: str = "127.0.0.1"  # where hosts of stages listen; other nodes' heads must reach it
+    pipeline_key_file: Path = Field(default_factory=lambda: data_dir() / "pipeline.key")  # the same on all nodes
     drain_on_stop: bool = False  # at SIGTERM, wait until the control plane has moved everything away
     drain_deadline_seconds: float = Field(default=300, ge=0)
 

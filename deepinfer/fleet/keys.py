@@ -14,6 +14,7 @@ ROLLOUTS = f"{FLEET}rollouts/"
 CONDITIONS = f"{FLEET}conditions/"
 ABSENCES = f"{FLEET}absences/"
 MOVES = f"{FLEET}moves/"
+LAYOUTS = f"{FLEET}layouts/"
 API_KEYS = f"{FLEET}api_keys/"
 ALIASES = f"{FLEET}aliases/"
 EVENTS = "/deepinfer-events/"
@@ -94,6 +95,16 @@ def absence(node_name: str) -> str:
 def move(placement_id: str) -> str:
     """Written by the management API."""
     return f"{MOVES}{placement_id}"
+
+
+def layouts(node_name: str) -> str:
+    """Those of one node's heads lie below this."""
+    return f"{LAYOUTS}{node_name}/"
+
+
+def layout(node_name: str, placement_id: str) -> str:
+    """Written by the control plane's leader."""
+    return f"{layouts(node_name)}{placement_id}"
 
 
 def usage(gateway: str) -> str:

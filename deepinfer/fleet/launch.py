@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,21 @@ class ContainerServer(Resource):
     pid: int | None = None  # of its first process, as this node counts; None: its CPU time and memory are not looked at
 
 
+class PipelineRole(StrEnum):
+    """What a process of a replica in stages is."""
+
+    HEAD = "head"  # takes requests, and has the first layers
+    HOST = "host"  # has the layers it is told to have
+
+
+class PipelineLaunch(Resource):
+    """What a process needs to be part of a replica in stages."""
+
+    role: PipelineRole
+    secret: str = Field(repr=False)  # in hex: what its processes prove to each other to know
+    host: str = "127.0.0.1"  # where a host listens for its head
+
+
 class EngineLaunch(Resource):
     """Everything a shim needs to start its engine."""
 
@@ -48,4 +64,5 @@ class EngineLaunch(Resource):
     socket: Path  # a unix socket the agent talks to; known before the process exists, so adoption needs no record
     host: str = "127.0.0.1"  # the gateway's side; GetInfo tells the port
     port_note: Path | None = None  # where the port is noted for the next shim of this epoch; None: nowhere
+    pipeline: PipelineLaunch | None = None  # None: it computes the whole model
     container: ContainerServer | None = None  # then the shim computes nothing and speaks for this one

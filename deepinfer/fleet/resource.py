@@ -7,6 +7,7 @@ from typing import Annotated
 from packaging import version
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
 
+LONGEST_NAME = 63
 NAME = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$"
 Name = Annotated[str, StringConstraints(pattern=NAME)]
 LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$")]

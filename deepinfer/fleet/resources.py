@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
+from deepinfer.fleet.pipeline import PipelineState
 from deepinfer.fleet.resource import LabelKey, LabelValue, Name, Record, Version
 from deepinfer.fleet.spec import DeploymentSpec, EngineKind
 
@@ -82,6 +83,7 @@ class Node(Record):
     pressure: tuple[str, ...] = ()  # what it runs out of, in words; while there is any, it takes nothing new
     fleet: str = ""  # the id of the fleet it joined
     fleet_trouble: str = ""  # why it goes by none of what this store says: it starts and stops nothing
+    pipeline_key: str = ""  # the fingerprint of what its stages know each other by
     leaving: bool = False  # its agent was told to go: what runs there is to be replaced elsewhere first
     version: str
 
@@ -124,6 +126,7 @@ class ReplicaStatus(Record):
     memory_bytes: int | None = None  # held by the engine, as it reports
     failures: int = 0  # in a row, without ten good minutes between them
     given_up: bool = False  # it is not tried again: its spec cannot work
+    pipeline: PipelineState | None = None  # of a replica in stages
 
 
 class Refusal(Record):

@@ -14,6 +14,7 @@ from deepinfer.fleet import keys
 from deepinfer.fleet.alias import Alias
 from deepinfer.fleet.api_key import ApiKey
 from deepinfer.fleet.conditions import Conditions
+from deepinfer.fleet.pipeline import Layout
 from deepinfer.fleet.reading import Reading
 from deepinfer.fleet.resource import Resource
 from deepinfer.fleet.resources import Absence, Deployment, Move, Node, NodeSettings, Placement, Refusal, ReplicaStatus
@@ -36,6 +37,7 @@ class Snapshot:
     conditions: tuple[Conditions, ...] = ()
     moves: tuple[Move, ...] = ()
     absences: tuple[Absence, ...] = ()
+    layouts: tuple[Layout, ...] = ()
     aliases: tuple[Alias, ...] = ()
     api_keys: tuple[ApiKey, ...] = ()
     unreadable: Mapping[str, str] = field(default_factory=dict)
@@ -87,6 +89,7 @@ KINDS = (
     Kind(keys.ABSENCES, "absences", Absence),
     Kind(keys.API_KEYS, "api_keys", ApiKey),
     Kind(keys.MOVES, "moves", Move),
+    Kind(keys.LAYOUTS, "layouts", Layout),
     Kind(keys.ALIASES, "aliases", Alias),
 )
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
+from deepinfer.fleet.pipeline import PipelineOptions
 from deepinfer.fleet.resource import LabelKey, LabelValue, Name, Record, Version
 
 DEVICES = r"^(auto|cpu|([a-z]{2,8}:)?\d{1,4}(,([a-z]{2,8}:)?\d{1,4})*)$"
@@ -167,6 +168,7 @@ class DeploymentSpec(Record):
     rollout: RolloutPolicy = Field(default_factory=RolloutPolicy)
     routing: RoutingPolicy = RoutingPolicy.KV
     role: ReplicaRole = ReplicaRole.BOTH  # the router's business: no engine is restarted for it
+    pipeline: PipelineOptions | None = None  # each replica's layers lie on several nodes
 
     @property
     def docker_options(self) -> DockerOptions:
@@ -200,6 +202,12 @@ class DeploymentSpec(Record):
     def _simulated_devices_need_sim(self) -> DeploymentSpec:
         if self.device.startswith("sim:") and self.engine is not EngineKind.SIM:
             raise ValueError(f'device {self.device} is simulated; it needs "engine": "sim"')
+        return self
+
+    @model_validator(mode="after")
+    def _stages_need_layer_shard(self) -> DeploymentSpec:
+        if self.pipeline is not None and (self.engine is not EngineKind.LAYER_SHARD or self.backend is Backend.DOCKER):
+            raise ValueError('pipeline needs "engine": "layer-shard", run natively')
         return self
 
     @model_validator(mode="after")

@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import accumulate
 
-from deepinfer.planning.model_shape import ModelShape
+from deepinfer.fleet.model_shape import ModelShape
 from deepinfer.planning.task import Task, in_blocks
 
 _SAMPLING_BYTES = 44  # of each place of the vocabulary, beside the logits

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from deepinfer.fleet.model_folder import config_of, tensors_in
-from deepinfer.planning.model_shape import ModelShape, model_shape
+from deepinfer.fleet.model_shape import ModelShape
+from deepinfer.planning.model_shape import model_shape
 
 
 def shape_of_folder(folder: Path, dtype: str = "auto") -> ModelShape:

@@ -6,8 +6,8 @@ from enum import StrEnum
 
 from pydantic import Field
 
+from deepinfer.fleet.model_shape import ModelShape
 from deepinfer.fleet.resource import Record
-from deepinfer.planning.model_shape import ModelShape
 
 KV_BLOCK = 16  # tokens; the engine's
 STEP_TOKENS = 2048  # the engine's max_num_batched_tokens where it is told no other

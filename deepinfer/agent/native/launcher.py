@@ -24,7 +24,7 @@ from deepinfer.agent.native.own_sockets import ipc_folder, sockets_of
 from deepinfer.agent.simulated_devices import devices_below
 from deepinfer.engine_environments.environment import Environment
 from deepinfer.fleet.durable_file import write_durably
-from deepinfer.fleet.launch import EngineLaunch
+from deepinfer.fleet.launch import EngineLaunch, PipelineLaunch
 from deepinfer.fleet.oom_score import offer
 from deepinfer.fleet.own_package import with_own_package
 from deepinfer.fleet.resources import Placement
@@ -32,6 +32,8 @@ from deepinfer.fleet.spec import EngineKind, without_secrets
 
 EnvironmentFor = Callable[[Placement], Environment | None]
 """None: deepinfer's own."""
+PipelineFor = Callable[[Placement], PipelineLaunch | None]
+"""None: it computes the whole model."""
 
 _MODULE = ("-m", "deepinfer.engine_shim")
 SHIM = (sys.executable, *_MODULE)
@@ -54,6 +56,7 @@ class NativeLauncher:
     shim: Sequence[str] = SHIM
     stall_seconds: float = 10.0
     environment_for: EnvironmentFor = lambda _: None
+    pipeline_for: PipelineFor = lambda _: None
     memory: OutOfMemoryKills = field(default_factory=OutOfMemoryKills)
 
     async def prepared(self, placement: Placement, tell: Tell) -> Start:
@@ -118,7 +121,14 @@ class NativeLauncher:
 
     def _launch(self, placement: Placement, model: Path | None, socket: Path) -> EngineLaunch:
         folder = engine_folder(self.engines, placement.id)
-        launch = launch_of(placement, model, socket=socket, folder=folder, stall_seconds=self.stall_seconds)
+        launch = launch_of(
+            placement,
+            model,
+            socket=socket,
+            folder=folder,
+            stall_seconds=self.stall_seconds,
+            pipeline=self.pipeline_for(placement),
+        )
         locks = devices_below(self.engines.parent).of(placement.devices)
         return launch.model_copy(update={"device_locks": locks})
 

@@ -19,7 +19,8 @@ from deepinfer.engine_environments.flags import check_reserved
 from deepinfer.engine_shim.engine_args import check_engine_args
 from deepinfer.fleet.errors import InvalidRequest
 from deepinfer.fleet.parallelism import contradiction
-from deepinfer.fleet.resource import Name
+from deepinfer.fleet.pipeline import HOSTS_SUFFIX, deployment_served, is_hosts_name
+from deepinfer.fleet.resource import LONGEST_NAME, Name
 from deepinfer.fleet.spec import Backend, DeploymentSpec, EngineKind, ReplicaRole
 
 OPTIONS = {
@@ -42,7 +43,12 @@ ROLLOUT = {
     "deadline_seconds": "a whole number from 1 to 86400",
     "new_generation_percent": "a whole number from 0 to 100, or null",
 }
-PARTS = {"docker": OPTIONS, "rollout": ROLLOUT}
+PIPELINE = {
+    "stages": "a whole number from 2 to 64",
+    "spares": "a whole number from 0 to 64",
+    "layers": "a list of how many layers each stage has, such as [5, 13, 14], or null",
+}
+PARTS = {"docker": OPTIONS, "rollout": ROLLOUT, "pipeline": PIPELINE}
 """The fields that are objects of known parts."""
 ALLOWED = {
     "name": "at most 63 lower-case letters, digits, '.', '_' or '-', with a letter or digit at both ends",
@@ -69,6 +75,7 @@ ALLOWED = {
     "routing": '"kv", "session", "least-loaded", "round-robin" or "random"',
     "role": '"both", "prefill" or "decode"',
     "rollout": f"an object of {', '.join(ROLLOUT)}",
+    "pipeline": f"an object of {', '.join(PIPELINE)}; its stages are on several nodes",
 }
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
 
@@ -78,7 +85,9 @@ def admitted(body: Mapping[str, Any], name: str | None = None) -> tuple[str, Dep
     fields = _named(body, name)
     spec = _spec(fields)
     own = name or body.get("name")
-    return checked_name(default_name(spec.model) if own is None else own), spec
+    checked = checked_name(default_name(spec.model) if own is None else own)
+    _refuse_the_name_of_hosts(checked, spec)
+    return checked, spec
 
 
 def admitted_all(body: Mapping[str, Any]) -> dict[str, DeploymentSpec]:
@@ -103,6 +112,15 @@ def _one_of_many(body: Any, which: str) -> tuple[str, DeploymentSpec]:
     except InvalidRequest as error:
         param = f"{which}.{error.param}" if error.param else which
         raise InvalidRequest(f"{body.get('name') or which}: {error}", param) from error
+
+
+def _refuse_the_name_of_hosts(name: str, spec: DeploymentSpec) -> None:
+    if is_hosts_name(name):
+        told = f"{name} is what the stages of a deployment {deployment_served(name)} would be called; choose another."
+        raise InvalidRequest(told, param="name")
+    longest = LONGEST_NAME - len(HOSTS_SUFFIX)
+    if spec.pipeline is not None and len(name) > longest:
+        raise InvalidRequest(f"With a pipeline a name has at most {longest} characters.", param="name")
 
 
 def amended(spec: DeploymentSpec, changes: Mapping[str, Any], name: str) -> DeploymentSpec:

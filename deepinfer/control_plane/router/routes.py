@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from deepinfer.fleet import keys
+from deepinfer.fleet.pipeline import is_hosts_name
 from deepinfer.fleet.resources import Intent, Placement
 from deepinfer.fleet.snapshot import Snapshot
 
@@ -31,6 +32,8 @@ def wanted_routes(fleet: Snapshot, known: Mapping[str, Route]) -> dict[str, Rout
     newest = newest_epochs(fleet)
     routes = {}
     for placement in newest.values():
+        if is_hosts_name(placement.deployment):
+            continue  # requests go to heads
         endpoint = _endpoint(placement, fleet, known.get(placement.id))
         if placement.intent is Intent.SERVE and endpoint is not None:
             names = frozenset((placement.deployment, placement.spec.model))

@@ -8,11 +8,12 @@ from itertools import chain
 
 from deepinfer.fleet import keys
 from deepinfer.fleet.conditions import Conditions
+from deepinfer.fleet.pipeline import Layout, deployment_served
 from deepinfer.fleet.resources import Absence, Placement, Refusal
 from deepinfer.fleet.rollout import Rollout
 from deepinfer.fleet.snapshot import Snapshot, only_in
 
-Written = Placement | Refusal | Rollout | Conditions | Absence
+Written = Placement | Refusal | Rollout | Conditions | Absence | Layout
 """What only the leader writes."""
 
 
@@ -36,7 +37,7 @@ def changes_between(fleet: Snapshot, wanted: Snapshot) -> tuple[Change, ...]:
 
 def _written(fleet: Snapshot) -> tuple[Written, ...]:
     """Rollouts before the placements that follow from them."""
-    return (*fleet.rollouts, *fleet.placements, *fleet.refusals, *fleet.absences, *fleet.conditions)
+    return (*fleet.rollouts, *fleet.placements, *fleet.layouts, *fleet.refusals, *fleet.absences, *fleet.conditions)
 
 
 def _key(record: Written) -> str:
@@ -45,6 +46,8 @@ def _key(record: Written) -> str:
             return keys.rollout(record.deployment)
         case Placement():
             return keys.placement(record.node, record.id)
+        case Layout():
+            return keys.layout(record.node, record.id)
         case Refusal():
             return keys.refusal(record.deployment)
         case Absence():
@@ -54,7 +57,11 @@ def _key(record: Written) -> str:
 
 
 def _premise(record: Written) -> str:
-    return keys.node(record.node) if isinstance(record, Absence) else keys.deployment(record.deployment)
+    if isinstance(record, Layout):
+        return keys.placement(record.node, record.id)
+    return (
+        keys.node(record.node) if isinstance(record, Absence) else keys.deployment(deployment_served(record.deployment))
+    )
 
 
 def _premise_of_deletion(record: Written) -> str:

@@ -10,6 +10,7 @@ from deepinfer.control_plane.scheduler.attendance import Attendance, absences, a
 from deepinfer.control_plane.scheduler.changes import Change, changes_between
 from deepinfer.control_plane.scheduler.happenings import Happening, Look, happenings
 from deepinfer.control_plane.scheduler.judgement import Pace, judged
+from deepinfer.control_plane.scheduler.layouts import layouts
 from deepinfer.control_plane.scheduler.plan import plan, planned
 from deepinfer.control_plane.scheduler.sight import Outlook, Sight
 from deepinfer.control_plane.scheduler.standing import standings
@@ -53,6 +54,7 @@ def decided(fleet: Snapshot, memory: Memory, known: Circumstances) -> Decision:
     verdicts = judged(Sight(fleet, outlook), memory.paces, known.now)
     wanted = fleet.but(rollouts=verdicts.rollouts)
     wanted = planned(wanted, plan(wanted, outlook))
+    wanted = wanted.but(layouts=layouts(Sight(wanted, outlook)))
     wanted = wanted.but(
         conditions=standings(Sight(wanted, outlook), known.told_at),
         absences=absences(attendance, wanted, known.told_at),

@@ -29,13 +29,16 @@ class NoFit:
 
 
 _NO_ENGINES_BUSINESS = {
-    *("replicas", "priority", "node_selector", "anti_affinity", "strategy", "rollout", "routing", "role")
+    *("replicas", "priority", "node_selector", "anti_affinity", "strategy", "rollout", "routing", "role"),
+    "pipeline",  # but for whether there is one: which stages there are is told to a head that runs
 }
 _OF_THE_ENGINE = tuple(field for field in DeploymentSpec.model_fields if field not in _NO_ENGINES_BUSINESS)
 
 
 def same_engine(one: DeploymentSpec, other: DeploymentSpec) -> bool:
     """Whether a running engine serves both: how many replicas there are, and where, is not its business."""
+    if (one.pipeline is None) != (other.pipeline is None):
+        return False
     return _same_extras(one, other) and all(
         _alike(getattr(one, field), getattr(other, field)) for field in _OF_THE_ENGINE
     )

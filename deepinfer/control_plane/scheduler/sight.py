@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from deepinfer.control_plane.scheduler.fit import Offer, offer_of, same_engine
+from deepinfer.control_plane.scheduler.hosts import with_hosts
 from deepinfer.fleet import keys
+from deepinfer.fleet.pipeline import hosts_name, is_hosts_name
 from deepinfer.fleet.resources import Deployment, Node, NodeSettings, Phase, Placement
 from deepinfer.fleet.rollout import Outcome, Rollout
 from deepinfer.fleet.snapshot import Snapshot
@@ -33,9 +35,10 @@ class Sight:
 
     @cached_property
     def deployments(self) -> Mapping[str, Deployment]:
-        """As they are to be run: a generation that was rolled back is not."""
+        """As they are to be run: a generation that was rolled back is not; hosts of stages are deployments too."""
         rollouts = {rollout.deployment: rollout for rollout in self.fleet.rollouts}
-        return {d.name: effective(d, rollouts.get(d.name)) for d in self.fleet.deployments}
+        asked = (effective(d, rollouts.get(d.name)) for d in self.fleet.deployments)
+        return {d.name: d for d in with_hosts(asked)}
 
     @cached_property
     def verified(self) -> Mapping[str, Node]:
@@ -64,7 +67,8 @@ class Sight:
     @cached_property
     def unreadable_deployments(self) -> frozenset[str]:
         """Those whose records do not parse, and those of which it is not known what was rolled back."""
-        return frozenset((*self._unreadable(keys.DEPLOYMENTS), *self._unreadable(keys.ROLLOUTS)))
+        names = (*self._unreadable(keys.DEPLOYMENTS), *self._unreadable(keys.ROLLOUTS))
+        return frozenset((*names, *map(hosts_name, names)))
 
     @cached_property
     def unreadable_nodes(self) -> frozenset[str]:
@@ -110,7 +114,8 @@ class Sight:
 
     def can_take_over(self, placement: Placement) -> bool:
         """Whether others may go because it is there: its agent calls it ready, and it answers who routes to it."""
-        return self.is_ready(placement) and (self.outlook.answering is None or self._answers(placement))
+        seen = self.outlook.answering is None or is_hosts_name(placement.deployment) or self._answers(placement)
+        return self.is_ready(placement) and seen
 
     def _answers(self, placement: Placement) -> bool:
         return (placement.id, placement.epoch) in (self.outlook.answering or ())

@@ -154,6 +154,10 @@ class LayerShardEngine:
             if not ended:
                 self._commands.put(_Abort(caller))
 
+    async def end_all(self, error: str) -> None:
+        """Every request that runs or waits ends with this error."""
+        await self.between_batches(lambda steps: self._tell(steps.end_all(error)))
+
     async def between_batches(self, work: Callable[[Steps], None]) -> None:
         """Have it done in the engine's thread, while nothing is launched. Raises what it raises."""
         between = _Between(work, concurrent.futures.Future())

@@ -43,7 +43,7 @@ class StageWork:
 
     @property
     def kv_tokens_held(self) -> int:
-        return sum(slab.capacity for slab in self._slabs.values())
+        return sum(slab.capacity for slab in tuple(self._slabs.values()))  # asked by other threads too
 
     def compute(self, batch: Batch, given: Tensor) -> Tensor:
         """The rows after this stage's layers, [token, width]. `given` is token ids [token] on the first stage, else

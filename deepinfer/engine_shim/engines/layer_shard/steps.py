@@ -7,6 +7,7 @@ requests in it and nothing else.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import time
@@ -86,6 +87,18 @@ class Steps:
             prefill_tokens_per_second=self._rates.prefill_tokens_per_second,
             seconds_per_output_token=self._rates.seconds_per_output_token,
         )
+
+    def limit(self, kv_tokens: int) -> None:
+        """So many tokens' keys and values fit from now on. Who holds more gives it up when it would grow."""
+        self._limits = dataclasses.replace(self._limits, kv_tokens=kv_tokens)
+
+    def end_all(self, error: str) -> Deltas:
+        """Every request ends here, with this error."""
+        failed = TokenDelta(finish_reason=FinishReason.ERROR, error=error)
+        ended = [*self._running, *self._waiting]
+        for sequence in ended:
+            self.remove(sequence)
+        return [(sequence, failed) for sequence in ended]
 
     def add(self, sequence: Sequence) -> None:
         self._waiting.append(sequence)

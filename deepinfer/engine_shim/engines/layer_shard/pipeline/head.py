@@ -64,7 +64,7 @@ class Pipeline:
     ) -> None:
         self.first = first
         self.epoch = 0
-        self.kv_tokens = 0
+        self.kv_tokens = 0  # that the other stages have room for
         self._work, self._journal = StageWork(first), Journal(journal_bytes)
         self._filled: queue.SimpleQueue[StepResult | StageLost] = queue.SimpleQueue()
         self._secret, self._lost = secret, lost
@@ -75,6 +75,7 @@ class Pipeline:
         self._depth = Depth()
         self._sent: dict[int, tuple[float, int]] = {}
         self._broken: StageLost | None = None
+        self._is_empty = False  # the layers here hold nothing of sequences that run
 
     def prepare(self, seats: Sequence[Seat]) -> None:
         """Connect to those that are new, and have their layers loaded. Blocking, beside what is served. Raises
@@ -86,6 +87,18 @@ class Pipeline:
             self._stages[seat.peer.name].order(Load(seat.layers))
         loaded = [self._stages[seat.peer.name].answered(Loaded, LOADING_SECONDS) for seat in seats]
         self.kv_tokens = min(stage.kv_tokens for stage in loaded)
+
+    @property
+    def is_whole(self) -> bool:
+        """No stage is missing."""
+        return self._broken is None
+
+    def put_first(self, first: Stage) -> None:
+        """Other layers than before are here: what was held of sequences is computed anew by the next `begin`. In the
+        thread of `launch`."""
+        self._work.release()
+        self.first, self._work, self._journal = first, StageWork(first), Journal(self._journal.most_bytes)
+        self._is_empty = True
 
     def begin(self, epoch: int, seats: Sequence[Seat], again: Again | None = None) -> None:
         """Let an epoch begin. Without `again` nothing was under way. In the thread of `launch`. Raises `StageLost`."""
@@ -148,20 +161,24 @@ class Pipeline:
     def _fill(self, again: Again, begun: dict[int, Begun]) -> None:
         """Have the stages that hold nothing compute what they should hold, from what the stage before them handed on.
         If several are empty, those between them compute it once more."""
-        empty = [index for index, stage in begun.items() if not stage.kept]
+        empty = [index for index, stage in begun.items() if not stage.kept] + [0] * self._is_empty
         if not empty:
             return
-        before, until = min(empty) - 1, max(empty)
+        before, until = max(0, min(empty) - 1), max(empty)
         journaled = begun[before].journaled if before else self._journal.held
         for planned, token_ids in again.filling:
             batch = msgspec.structs.replace(planned, until=until)
             if any(journaled.get(span.sequence, 0) < span.start + span.count for span in batch.spans):
-                self._hand_on(batch, self._computed(batch, token_ids), ())
+                rows = self._computed(batch, token_ids)
+                if not until:
+                    continue
+                self._hand_on(batch, rows, ())
             elif before:
                 self._stages[self._seats[before - 1].peer.name].order(Refill(self.epoch, batch))
             else:
                 self._hand_on(batch, self._journal.rows_of(batch.spans), ())
             self._wait_for(batch)
+        self._is_empty = False
 
     def _wait_for(self, batch: Batch) -> None:
         while True:

@@ -18,7 +18,7 @@ class Journal:
     """Of one stage. `most_bytes` bounds its memory."""
 
     def __init__(self, most_bytes: int) -> None:
-        self._most = most_bytes
+        self.most_bytes = most_bytes
         self._rows: dict[int, Tensor] = {}
         self._held: dict[int, int] = {}  # tokens, from the first on
 
@@ -55,7 +55,7 @@ class Journal:
     def _grown(self, span: Span, rows: Tensor, memory: Tensor | None) -> Tensor | None:
         wanted = max(span.capacity, span.start + span.count)
         others = sum(held.nbytes for held in self._rows.values())
-        if others + wanted * rows.shape[1] * rows.itemsize > self._most:
+        if others + wanted * rows.shape[1] * rows.itemsize > self.most_bytes:
             return None
         bigger = torch.empty((wanted, rows.shape[1]), dtype=rows.dtype)
         if memory is not None:

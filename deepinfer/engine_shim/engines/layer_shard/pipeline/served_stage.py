@@ -67,9 +67,14 @@ class ServedStage:
     """Listens as soon as it is made; `build` reads the weights of a range of layers and says what fits beside them."""
 
     def __init__(
-        self, address: tuple[str, int], secret: Secret, name: str, build: Callable[[range], tuple[Stage, Capacity]]
+        self,
+        address: tuple[str, int],
+        secret: Secret,
+        name: str,
+        build: Callable[[range], tuple[Stage, Capacity]],
+        threads: int = 1,
     ) -> None:
-        self.name, self._secret, self._build = name, secret, build
+        self.name, self._secret, self._build, self._threads = name, secret, build, threads
         self._head: Link | None = None
         self._downstream: Link | None = None
         self._following: Peer | None = None
@@ -94,6 +99,13 @@ class ServedStage:
     def work_done(self) -> int:
         """Tokens computed."""
         return self._tokens
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of weights, and of what is held of sequences."""
+        held = sum(stage.weight_bytes for stage, _ in tuple(self._loaded.values()))
+        work = self._work
+        return held + (work.kv_tokens_held * work.stage.kv_shape.bytes_per_token if work else 0)
 
     def close(self) -> None:
         """Stop after the batch under way, and free the memory."""
@@ -157,6 +169,7 @@ class ServedStage:
             self._report(Loaded(layers, stage.weight_bytes, capacity.kv_tokens, stage.max_model_len))
 
     def _compute(self) -> None:
+        torch.set_num_threads(self._threads)  # OpenMP counts threads for each calling thread
         while (todo := self._todo.get()) is not None:
             try:
                 match todo:
@@ -177,7 +190,11 @@ class ServedStage:
 
     def _begin(self, begin: Begin) -> None:
         """What is held of sequences is kept where the layers stay the same."""
+        if begin.epoch < self._epoch:
+            self._report(Trouble(begin.epoch, f"serves epoch {self._epoch}, and {begin.epoch} is older"))
+            return
         stage, self._capacity = self._loaded[begin.layers]
+        self._loaded = {begin.layers: self._loaded[begin.layers]}
         self._downstream, self._following = None, begin.downstream
         kept = self._work is not None and self._work.stage is stage and not begin.anew
         if not kept:
