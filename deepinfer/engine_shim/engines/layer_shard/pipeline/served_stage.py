@@ -43,6 +43,7 @@ from deepinfer.engine_shim.engines.layer_shard.stage import Stage
 from deepinfer.engine_shim.engines.layer_shard.stage_work import StageWork
 
 BEAT_SECONDS: Final = 0.25
+HEAD_SILENT_SECONDS: Final = 2.5
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,21 @@ class Capacity:
 
 
 @dataclass(frozen=True)
+class Hosting:
+    """What a stage is made with. `build` reads the weights of a range of layers and says what fits beside them;
+    `misses` is told, from other threads, the epoch whose head is not heard any more, and 0 when one is."""
+
+    build: Callable[[range], tuple[Stage, Capacity]]
+    threads: int = 1
+    misses: Callable[[int], None] = lambda epoch: None
+
+
+@dataclass(frozen=True)
+class _Leave:
+    pass
+
+
+@dataclass(frozen=True)
 class _Arrived:
     frame: Frame
     passed: Passed
@@ -64,17 +80,10 @@ class _Arrived:
 
 
 class ServedStage:
-    """Listens as soon as it is made; `build` reads the weights of a range of layers and says what fits beside them."""
+    """Listens as soon as it is made."""
 
-    def __init__(
-        self,
-        address: tuple[str, int],
-        secret: Secret,
-        name: str,
-        build: Callable[[range], tuple[Stage, Capacity]],
-        threads: int = 1,
-    ) -> None:
-        self.name, self._secret, self._build, self._threads = name, secret, build, threads
+    def __init__(self, address: tuple[str, int], secret: Secret, name: str, hosting: Hosting) -> None:
+        self.name, self._secret, self._hosting = name, secret, hosting
         self._head: Link | None = None
         self._downstream: Link | None = None
         self._following: Peer | None = None
@@ -84,7 +93,7 @@ class ServedStage:
         self._epoch = self._index = 0
         self._capacity = Capacity(0, 0)
         self._tokens, self._busy = 0, 0.0
-        self._todo: queue.SimpleQueue[_Arrived | Begin | Refill | None] = queue.SimpleQueue()
+        self._todo: queue.SimpleQueue[_Arrived | Begin | Refill | _Leave | None] = queue.SimpleQueue()
         self._closed = threading.Event()
         self._listener = Listener(address, secret, name, self._admitted)
         self._computing = threading.Thread(target=self._compute, name="stage", daemon=True)
@@ -106,6 +115,10 @@ class ServedStage:
         held = sum(stage.weight_bytes for stage, _ in tuple(self._loaded.values()))
         work = self._work
         return held + (work.kv_tokens_held * work.stage.kv_shape.bytes_per_token if work else 0)
+
+    def leave(self) -> None:
+        """Hold nothing of any head, for this process is one now."""
+        self._todo.put(_Leave())
 
     def close(self) -> None:
         """Stop after the batch under way, and free the memory."""
@@ -142,6 +155,7 @@ class ServedStage:
                         self._todo.put(refill)
         if self._head is link:
             self._head = None
+            self._hosting.misses(self._epoch)
 
     def _read_rows(self, link: Link) -> None:
         work = self._work
@@ -158,7 +172,7 @@ class ServedStage:
         try:
             if layers not in self._loaded:
                 self._report(messages.Alive(message=f"reading the weights of layers {layers[0]} to {layers[1] - 1}"))
-                self._loaded[layers] = self._build(range(*layers))
+                self._loaded[layers] = self._hosting.build(range(*layers))
         except LayerShardError as error:
             self._report(Trouble(0, str(error)))
         except Exception as error:
@@ -169,12 +183,14 @@ class ServedStage:
             self._report(Loaded(layers, stage.weight_bytes, capacity.kv_tokens, stage.max_model_len))
 
     def _compute(self) -> None:
-        torch.set_num_threads(self._threads)  # OpenMP counts threads for each calling thread
+        torch.set_num_threads(self._hosting.threads)  # OpenMP counts threads for each calling thread
         while (todo := self._todo.get()) is not None:
             try:
                 match todo:
                     case Begin():
                         self._begin(todo)
+                    case _Leave():
+                        self._leave()
                     case Refill(epoch, batch) if epoch == self._epoch:
                         self._hand_on(Passed(batch), self._journal.rows_of(batch.spans))
                     case _Arrived() if todo.frame.header.epoch == self._epoch:
@@ -203,7 +219,18 @@ class ServedStage:
             peer = begin.downstream
             self._downstream = connected(peer.endpoint, self._secret, peer.name, Role.ROWS)
         self._epoch, self._index = begin.epoch, begin.index
+        if head := self._head:
+            head.patience(HEAD_SILENT_SECONDS)
+            self._hosting.misses(0)
         self._report(messages.Begun(begin.epoch, kept, self._journal.held))
+
+    def _leave(self) -> None:
+        head, self._head, self._work = self._head, None, None
+        if head:
+            head.close()
+        if self._downstream:
+            self._downstream.close()
+        self._downstream, self._loaded, self._journal = None, {}, Journal(0)
 
     def _lost(self, error: Exception) -> str:
         return self._following.name if self._following and isinstance(error, OSError) else ""
