@@ -159,5 +159,5 @@ def _prediction(task: Task, made: Plan) -> str:
     return (
         f"Expected: {milliseconds(expected.seconds_per_token)} per token of a lone request, "
         f"{expected.tokens_per_second:,.0f} tokens/s with {at_once(task.concurrency)}"
-        f"{groups if expected.groups > 1 else ''}."
+        f"{groups if expected.groups > 1 else ''}. Room for {expected.kv_tokens:,} tokens."
     )

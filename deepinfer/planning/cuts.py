@@ -16,7 +16,8 @@ from deepinfer.planning.speed import Cut, Part
 Costs = Sequence[Sequence[Sequence[float]]]
 """By device, first layer, and the layer after the last one."""
 
-_MOST_CELLS = 300_000  # of all steps together: a tenth of a second
+PATIENT = 600_000  # cells of all steps together: eight devices for 32 layers, in a tenth of a second
+QUICK = 50_000  # for who tries many costs
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +46,11 @@ class Found:
     cut: Cut
 
 
-def orders_of(devices: int, layers: int, required: int | None = None) -> tuple[Orders, ...]:
-    """The order given; then every order where devices are few, else the reverse."""
+def orders_of(devices: int, layers: int, required: int | None, most_cells: int) -> tuple[Orders, ...]:
+    """The order given; then every order, where that takes no more cells than that, else the reverse."""
     given = range(devices)
     cells = devices * 2 ** (devices - 1) * layers * (layers + 1) // 2
-    other = in_any_order(devices, required) if cells <= _MOST_CELLS else in_order(given[::-1], required)
+    other = in_any_order(devices, required) if cells <= most_cells else in_order(given[::-1], required)
     return (in_order(given, required), other)
 
 
