@@ -15,7 +15,7 @@ _WORTH_TELLING = 0.005
 def by_memory(task: Task, cut: Cut, guessed: Sequence[str]) -> tuple[str, ...]:
     told = "Layers go by share of memory, as far as each device's memory beside its reserve allows."
     return (
-        told if _is_in_order(cut) else f"{told} In the order given nothing fits, so {_order_words(task, cut)}.",
+        told if _is_in_order(cut) else f"{told} The order given has no room for that: {_order_words(task, cut)}.",
         _guess_words(guessed, "layers go by speed, and who only slows it down is left out"),
     )
 

@@ -38,9 +38,9 @@ class Split:
         self.speed = Speed(task)
 
     def by_memory(self) -> Cut:
-        """Empty where nothing fits."""
+        """In the order given, unless that leaves out who can take part in another one. Empty where nothing fits."""
         costs = self._fitting(lambda part: _distance(self._task, part))
-        return min((cheapest(orders, costs) for orders in self._orders()), key=lambda found: found.cost).cut
+        return max((cheapest(orders, costs).cut for orders in self._orders()), key=len)
 
     def regardless(self) -> Cut:
         """By share of memory in the order given, whether it fits or not."""

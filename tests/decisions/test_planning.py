@@ -99,7 +99,14 @@ def test_layers_of_unlike_size_are_counted_by_their_bytes() -> None:
 def test_where_the_order_given_does_not_fit_another_one_is_taken_and_told() -> None:
     made = planned(task(model(*[GB] * 4, embedding_bytes=4 * GB), devices(2.1, 7)))
     assert (names(made), counts(made)) == (["b", "a"], [3, 1])
-    assert "In the order given nothing fits, so the pipeline goes b and a." in made.why[0]
+    assert "The order given has no room for that: the pipeline goes b and a." in made.why[0]
+
+
+def test_an_order_that_fits_is_kept_though_another_one_is_nearer_to_the_shares() -> None:
+    shape = model(*[GB] * 6, embedding_bytes=2 * GB)
+    assert (names(planned(task(shape, devices(4, 6))))) == ["a", "b"]
+    assert counts(planned(task(shape, devices(4, 6)))) == [2, 4]
+    assert (names(planned(task(shape, devices(2, 6, 6))))) == ["b", "a", "c"]  # a could not go first
 
 
 def test_a_device_that_can_hold_no_layer_is_named() -> None:
