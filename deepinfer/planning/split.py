@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from functools import cached_property
 from math import inf
 
-from deepinfer.planning.cuts import PATIENT, QUICK, Costs, Orders, cheapest, costs_of, in_order, orders_of
+from deepinfer.planning.cuts import PATIENT, QUICK, Costs, Orders, Wanted, cheapest, costs_of, in_order, orders_of
 from deepinfer.planning.memory import Memory
 from deepinfer.planning.speed import Cut, Part, Speed
 from deepinfer.planning.task import Objective, Task
@@ -46,7 +46,7 @@ class Split:
         """By share of memory in the order given, whether it fits or not."""
         devices, layers = self._size
         costs = costs_of(devices, layers, lambda part: _distance(self._task, part))
-        return cheapest(in_order(range(devices)), costs).cut
+        return cheapest(in_order(range(devices), Wanted(devices)), costs).cut
 
     def by_speed(self, required: int | None = None) -> Cut:
         """Empty where nothing fits; `required` is a device that must carry something."""
@@ -100,7 +100,9 @@ class Split:
         return costs_of(*self._size, lambda part: cost(part) if self.fits(part) else inf)
 
     def _orders(self, required: int | None = None, cells: int = PATIENT) -> tuple[Orders, ...]:
-        return orders_of(*self._size, required, cells)
+        devices, layers = self._size
+        needed = frozenset(() if required is None else (required,))
+        return orders_of(Wanted(devices, needed, self._task.head_first), layers, cells)
 
     @property
     def _size(self) -> tuple[int, int]:

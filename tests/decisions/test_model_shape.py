@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from deepinfer.fleet.model_shape import ModelShape
 from deepinfer.fleet.safetensors_header import TensorHead
-from deepinfer.planning.model_shape import CannotBePlanned, ModelShape, model_shape
+from deepinfer.planning.model_shape import CannotBePlanned, model_shape
 
 Shapes = Mapping[str, tuple[int, ...]]
 

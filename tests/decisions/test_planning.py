@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from deepinfer.planning.cuts import cheapest, costs_of, in_any_order, in_order
+from deepinfer.planning.cuts import Wanted, cheapest, costs_of, in_any_order, in_order
 from deepinfer.planning.memory import Memory
 from deepinfer.planning.plan import LayersDoNotAddUp, Plan, plan, plan_by_hand
 from deepinfer.planning.refusal import Refusal
@@ -107,6 +107,15 @@ def test_an_order_that_fits_is_kept_though_another_one_is_nearer_to_the_shares()
     assert (names(planned(task(shape, devices(4, 6))))) == ["a", "b"]
     assert counts(planned(task(shape, devices(4, 6)))) == [2, 4]
     assert (names(planned(task(shape, devices(2, 6, 6))))) == ["b", "a", "c"]  # a could not go first
+
+
+def test_the_head_has_the_first_layers_where_that_is_asked_for() -> None:
+    shape = model(*[GB] * 6, embedding_bytes=2 * GB)
+    assert names(planned(task(shape, devices(3, 6, 6), head_first=True))) == ["a", "b", "c"]
+    assert isinstance(plan(task(shape, devices(2, 6, 6), head_first=True)), Refusal)
+    offered = (fast(40, 9, "head"), fast(40, 1, "quick"))
+    made = planned(task(shape, offered, head_first=True))
+    assert (names(made), counts(made)) == (["head", "quick"], [1, 5])
 
 
 def test_a_device_that_can_hold_no_layer_is_named() -> None:
@@ -275,6 +284,7 @@ ASKED = st.fixed_dictionaries(
         "reserve_bytes": st.integers(0, 5),
         "concurrency": st.integers(1, 6),
         "hop_seconds": st.sampled_from([0.0, 0.5, 3.0]),
+        "head_first": st.booleans(),
         "objective": st.sampled_from([None, Objective.LATENCY, Objective.THROUGHPUT]),
     }
 )
@@ -293,7 +303,8 @@ def every_cut(asked: Task) -> Iterator[tuple[Part, ...]]:
 
 def fitting_cuts(asked: Task) -> list[tuple[Part, ...]]:
     memory = Memory(asked)
-    return [cut for cut in every_cut(asked) if all(memory.fits(p.device, p.start, p.stop) for p in cut)]
+    fitting = [cut for cut in every_cut(asked) if all(memory.fits(p.device, p.start, p.stop) for p in cut)]
+    return [cut for cut in fitting if cut[0].device == 0] if asked.head_first else fitting
 
 
 @settings(deadline=None)  # cores are shared
@@ -332,10 +343,10 @@ def test_the_programme_finds_what_trying_everything_finds(asked: Task) -> None:
     def lap(part: Part) -> float:
         return speed.stage(part, 2) + speed.hop(part) if memory.fits(part.device, part.start, part.stop) else inf
 
-    costs = costs_of(count, layers, lap)
+    costs, wanted = costs_of(count, layers, lap), Wanted(count, frozenset(), asked.head_first)
     cuts = fitting_cuts(asked)
     in_turn = [cut for cut in cuts if [p.device for p in cut] == sorted(p.device for p in cut)]
-    for orders, among in ((in_any_order(count), cuts), (in_order(range(count)), in_turn)):
+    for orders, among in ((in_any_order(wanted), cuts), (in_order(range(count), wanted), in_turn)):
         for largest, together in ((False, sum), (True, max)):
             found = cheapest(orders, costs, largest=largest)
             assert found.cost == pytest.approx(min((together(map(lap, cut)) for cut in among), default=inf))
