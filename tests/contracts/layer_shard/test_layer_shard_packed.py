@@ -13,15 +13,16 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import linear, silu
+from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
 from deepinfer.engine_shim.engines.layer_shard.attention import Segment
 from deepinfer.engine_shim.engines.layer_shard.kernels import machine
+from deepinfer.engine_shim.engines.layer_shard.kernels.decode_attention import decode_attention
 from deepinfer.engine_shim.engines.layer_shard.kernels.gated_mlp import GatedMlp
 from deepinfer.engine_shim.engines.layer_shard.kernels.machine import Kernels, compiled_kernels
 from deepinfer.engine_shim.engines.layer_shard.kernels.packed_linear import PackedEmbedding, PackedLinear, packs_well
 from deepinfer.engine_shim.engines.layer_shard.kernels.probe import close, order_sensitive
-from deepinfer.engine_shim.engines.layer_shard.kv import KvSlab
+from deepinfer.engine_shim.engines.layer_shard.kv import KvShape, KvSlab
 from deepinfer.engine_shim.engines.layer_shard.stage import Source, Stage, build_stage
 from tests.contracts.layer_shard.conftest import NATIVE
 
@@ -128,6 +129,35 @@ def test_an_embedding_is_read_out_of_the_packed_head(kernels: Kernels, random: t
     weight = torch.randn(257, 64, generator=random).bfloat16()
     ids = torch.randint(257, (1, 99), generator=random)
     assert torch.equal(PackedEmbedding(PackedLinear(weight, None, kernels))(ids), weight[ids])
+
+
+@pytest.mark.parametrize(("heads", "groups", "size"), [(9, 3, 64), (4, 4, 80), (8, 1, 128), (2, 2, 16), (2, 1, 256)])
+@pytest.mark.parametrize("window", [None, 24])
+def test_a_token_attends_alone_as_in_any_batch(
+    heads: int, groups: int, size: int, window: int | None, kernels: Kernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(heads)
+    monkeypatch.setattr(machine, "kernels_of_this_machine", lambda: kernels)
+    decode = decode_attention(heads, shape := KvShape(3, groups, size, torch.bfloat16, "cpu"))
+    assert decode is not None
+    lengths = [1, 5, 8, 16, 33, 250, 512, 700, 1024, 1900]
+    slabs = [KvSlab(shape, length + 3) for length in lengths]
+    query = 3 * torch.randn(1, len(lengths), heads, size).bfloat16().transpose(1, 2)
+    kept = [torch.randn(2, groups, length, size).bfloat16() for length in lengths]
+    for slab, both in zip(slabs, kept, strict=True):
+        slab.written(0, both.shape[2])[2].copy_(both)
+        slab.written(both.shape[2] - 1, both.shape[2])[2].zero_()  # the kernel writes the newest
+    key, value = (torch.stack([both[which, :, -1] for both in kept], dim=1)[None] for which in (0, 1))
+    out = decode(2, (query, key, value), decode.held(list(zip(slabs, lengths, strict=True))), None, window)
+    for number, (slab, both) in enumerate(zip(slabs, kept, strict=True)):
+        assert torch.equal(torch.cat(slab.held(both.shape[2])[2]), both)
+        one = slice(number, number + 1)
+        fresh = (query[:, :, one], key[:, :, one], value[:, :, one])
+        alone = decode(2, fresh, decode.held([(slab, lengths[number])]), None, window)
+        assert torch.equal(out[number], alone[0]), lengths[number]
+        keys, values = (both[:, :, -window:] if window else both).float()
+        exactly = scaled_dot_product_attention(fresh[0].float(), keys[None], values[None], enable_gqa=True)
+        assert close(out[number], exactly[0, :, 0]), lengths[number]
 
 
 @pytest.fixture

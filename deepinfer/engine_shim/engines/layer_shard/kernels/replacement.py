@@ -12,6 +12,7 @@ from deepinfer.engine_shim.engines.layer_shard.kernels.linears import use_linear
 from deepinfer.engine_shim.engines.layer_shard.kernels.machine import kernels_for
 from deepinfer.engine_shim.engines.layer_shard.kernels.norm import use_norms
 from deepinfer.engine_shim.engines.layer_shard.kernels.packed_linear import PackedEmbedding, PackedLinear
+from deepinfer.engine_shim.engines.layer_shard.kernels.rotation import use_rotation
 
 
 def use_kernels(model: Any, dtype: torch.dtype, device: str) -> None:
@@ -26,6 +27,7 @@ def use_kernels(model: Any, dtype: torch.dtype, device: str) -> None:
     if tied and isinstance(model.lm_head, PackedLinear):
         model.model.embed_tokens = PackedEmbedding(model.lm_head)
     use_norms(model, available)
+    use_rotation(model, available)
 
 
 def _is_tied(model: Any) -> bool:
