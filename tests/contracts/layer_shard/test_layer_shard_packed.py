@@ -247,6 +247,15 @@ def test_the_kernels_are_used_and_a_tied_head_is_held_once(stage_of: Callable[..
     assert untied.weight_bytes - stage.weight_bytes == 257 * 64 * 2
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what a process has mapped")
+def test_the_files_whose_weights_were_packed_are_let_go(
+    stage_of: Callable[..., Stage], tiny_model: Callable[..., Path]
+) -> None:
+    stage = stage_of("qwen2")
+    assert stage.weight_bytes
+    assert str(tiny_model("qwen2", torch.bfloat16)) not in Path("/proc/self/maps").read_text()
+
+
 @pytest.mark.skipif(
     NATIVE not in os.environ, reason="the process is held to AVX2, where the kernels are the exact ones"
 )
