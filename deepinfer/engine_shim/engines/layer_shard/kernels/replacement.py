@@ -40,7 +40,7 @@ def _is_tied(model: Any) -> bool:
 
 
 def _let_go_of_files(model: nn.Module) -> None:
-    """Weights are pages of mapped files; what was not packed is copied, so that the packed are not held a second time."""
+    """Weights are pages of mapped files: what was not packed is copied, so that what was is not held a second time."""
     for module in model.modules():
         if not isinstance(module, PackedLinear | PackedEmbedding):
             for parameter in module.parameters(recurse=False):
