@@ -22,9 +22,9 @@ from torch import Tensor
 
 from deepinfer.engine_shim.engines.layer_shard.batch import Batch, StageTime, StepResult
 from deepinfer.engine_shim.engines.layer_shard.pipeline.depth import Depth
-from deepinfer.engine_shim.engines.layer_shard.pipeline.handshake import Role, Secret
+from deepinfer.engine_shim.engines.layer_shard.pipeline.handshake import Secret
 from deepinfer.engine_shim.engines.layer_shard.pipeline.journal import Journal
-from deepinfer.engine_shim.engines.layer_shard.pipeline.link import Link, connected
+from deepinfer.engine_shim.engines.layer_shard.pipeline.link import Link
 from deepinfer.engine_shim.engines.layer_shard.pipeline.messages import (
     Begin,
     Begun,
@@ -36,7 +36,7 @@ from deepinfer.engine_shim.engines.layer_shard.pipeline.messages import (
     Refill,
 )
 from deepinfer.engine_shim.engines.layer_shard.pipeline.remote_stage import RemoteStage, StageLost
-from deepinfer.engine_shim.engines.layer_shard.pipeline.rows import send_rows
+from deepinfer.engine_shim.engines.layer_shard.pipeline.rows import rows_link, send_rows
 from deepinfer.engine_shim.engines.layer_shard.stage import Stage
 from deepinfer.engine_shim.engines.layer_shard.stage_work import StageWork
 from deepinfer.engine_shim.engines.layer_shard.steps import Again
@@ -85,7 +85,7 @@ class Pipeline:
             if held is None or held.lost or held.peer != seat.peer:
                 self._stages[seat.peer.name] = RemoteStage(seat.peer, self._secret, self._came, self._gone)
             self._stages[seat.peer.name].order(Load(seat.layers))
-        loaded = [self._stages[seat.peer.name].answered(Loaded, LOADING_SECONDS) for seat in seats]
+        loaded = [self._stages[seat.peer.name].answered(Loaded, seat.layers, LOADING_SECONDS) for seat in seats]
         self.kv_tokens = min(stage.kv_tokens for stage in loaded)
 
     @property
@@ -125,7 +125,8 @@ class Pipeline:
 
     def launch(self, batch: Batch, token_ids: Sequence[int]) -> StepResult | None:
         began = time.perf_counter()
-        self._sent[batch.step] = (began, len(batch.spans))
+        decodes = batch.tokens == len(batch.spans)
+        self._sent[batch.step] = (began, len(batch.spans) if decodes else 0)
         try:
             hidden = self._computed(batch, token_ids)
         except Exception as error:
@@ -146,7 +147,7 @@ class Pipeline:
         for index, seat in reversed(list(enumerate(self._seats, 1))):
             stage = self._stages[seat.peer.name]
             stage.order(Begin(self.epoch, seat.layers, index, following, anew))
-            begun[index] = stage.answered(Begun, BEGINNING_SECONDS)
+            begun[index] = stage.answered(Begun, self.epoch, BEGINNING_SECONDS)
             following = seat.peer
         self._connect_next()
         for name in self._stages.keys() - {seat.peer.name for seat in self._seats}:
@@ -200,9 +201,9 @@ class Pipeline:
             self._gone(StageLost(self._seats[0].peer.name, str(error)))
 
     def _connect_next(self) -> None:
-        peer = self._seats[0].peer
+        peer, epoch = self._seats[0].peer, self.epoch
         try:
-            self._next = connected(peer.endpoint, self._secret, peer.name, Role.ROWS)
+            self._next = rows_link(peer, self._secret, lambda why: self._gone(StageLost(peer.name, why, epoch)))
         except OSError as error:
             raise StageLost(peer.name, str(error)) from error
 
@@ -216,7 +217,7 @@ class Pipeline:
             return
         if sent := self._sent.pop(result.step, None):
             began, sequences = sent
-            if not result.error:
+            if sequences and not result.error:
                 self._depth.learn(sequences, time.perf_counter() - began, result.times)
             self._tell(result)
         else:

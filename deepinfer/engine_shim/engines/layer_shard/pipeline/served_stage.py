@@ -10,9 +10,11 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -25,7 +27,7 @@ from deepinfer.engine_shim.engines.layer_shard.pipeline import messages
 from deepinfer.engine_shim.engines.layer_shard.pipeline.frames import FrameLimits, FrameRefused, Header, Kind
 from deepinfer.engine_shim.engines.layer_shard.pipeline.handshake import Role, Secret
 from deepinfer.engine_shim.engines.layer_shard.pipeline.journal import Journal
-from deepinfer.engine_shim.engines.layer_shard.pipeline.link import Frame, Link, connected
+from deepinfer.engine_shim.engines.layer_shard.pipeline.link import Frame, Link
 from deepinfer.engine_shim.engines.layer_shard.pipeline.listener import Listener
 from deepinfer.engine_shim.engines.layer_shard.pipeline.messages import (
     Begin,
@@ -38,11 +40,12 @@ from deepinfer.engine_shim.engines.layer_shard.pipeline.messages import (
     Report,
     Trouble,
 )
-from deepinfer.engine_shim.engines.layer_shard.pipeline.rows import send_rows
+from deepinfer.engine_shim.engines.layer_shard.pipeline.rows import rows_link, send_rows, tell_alive
 from deepinfer.engine_shim.engines.layer_shard.stage import Stage
 from deepinfer.engine_shim.engines.layer_shard.stage_work import StageWork
 
 BEAT_SECONDS: Final = 0.25
+_STEPS_REMEMBERED: Final = 256  # more than are ever under way
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +79,7 @@ class ServedStage:
     ) -> None:
         self.name, self._secret, self._build, self._threads = name, secret, build, threads
         self._head: Link | None = None
+        self._upstream: set[Link] = set()
         self._downstream: Link | None = None
         self._following: Peer | None = None
         self._work: StageWork | None = None
@@ -84,6 +88,7 @@ class ServedStage:
         self._epoch = self._index = 0
         self._capacity = Capacity(0, 0)
         self._tokens, self._busy = 0, 0.0
+        self._steps: deque[int] = deque(maxlen=_STEPS_REMEMBERED)  # of this epoch
         self._todo: queue.SimpleQueue[_Arrived | Begin | Refill | None] = queue.SimpleQueue()
         self._closed = threading.Event()
         self._listener = Listener(address, secret, name, self._admitted)
@@ -111,7 +116,7 @@ class ServedStage:
         """Stop after the batch under way, and free the memory."""
         self._closed.set()
         self._listener.close()
-        for link in (self._head, self._downstream):
+        for link in (self._head, self._downstream, *tuple(self._upstream)):
             if link:
                 link.close()
         self._todo.put(None)
@@ -149,10 +154,12 @@ class ServedStage:
             log.warning("rows came for stage %s before the head had told it what to do", self.name)
             return
         limits = FrameLimits(Kind.ROWS, self._capacity.tokens_in_a_step, work.stage.width, work.stage.dtype)
+        self._upstream.add(link)
         with _until_it_ends(self.name, "the stage before"):
             while True:
                 frame = link.receive(limits)
                 self._todo.put(_Arrived(frame, messages.passed.decode(frame.message), time.perf_counter()))
+        self._upstream.discard(link)
 
     def _load(self, layers: Layers) -> None:
         try:
@@ -179,9 +186,10 @@ class ServedStage:
                         self._hand_on(Passed(batch), self._journal.rows_of(batch.spans))
                     case _Arrived() if todo.frame.header.epoch == self._epoch:
                         self._pass_on(todo)
-            except (OSError, KeyError) as error:
-                log.warning("stage %s could not hand a batch on: %s", self.name, error)
-                self._report(Trouble(self._epoch, f"could not hand a batch on: {error}", self._lost(error)))
+            except Exception as error:  # whatever was asked, the next order may be a better one
+                log.warning("stage %s could not hand a batch on: %r", self.name, error)
+                epoch = self._epoch if isinstance(todo, _Arrived) else todo.epoch
+                self._report(Trouble(epoch, f"could not hand a batch on: {error}", self._lost(error)))
             finally:
                 if isinstance(todo, _Arrived):
                     todo.frame.done()
@@ -196,14 +204,20 @@ class ServedStage:
         stage, self._capacity = self._loaded[begin.layers]
         self._loaded = {begin.layers: self._loaded[begin.layers]}
         self._downstream, self._following = None, begin.downstream
+        for link in tuple(self._upstream):
+            link.close()  # of an older epoch; that of this one comes once this has begun
         kept = self._work is not None and self._work.stage is stage and not begin.anew
         if not kept:
             self._work, self._journal = StageWork(stage), Journal(self._capacity.journal_bytes)
         if begin.downstream:
-            peer = begin.downstream
-            self._downstream = connected(peer.endpoint, self._secret, peer.name, Role.ROWS)
+            self._downstream = rows_link(begin.downstream, self._secret, partial(self._missed, begin))
         self._epoch, self._index = begin.epoch, begin.index
+        self._steps.clear()
         self._report(messages.Begun(begin.epoch, kept, self._journal.held))
+
+    def _missed(self, begin: Begin, why: str) -> None:
+        if begin.downstream:
+            self._report(Trouble(begin.epoch, f"does not reach the next stage: {why}", begin.downstream.name))
 
     def _lost(self, error: Exception) -> str:
         return self._following.name if self._following and isinstance(error, OSError) else ""
@@ -211,8 +225,9 @@ class ServedStage:
     def _pass_on(self, arrived: _Arrived) -> None:
         passed, began = arrived.passed, time.perf_counter()
         batch, rows, work = passed.batch, arrived.frame.rows, self._work
-        if work is None:
-            return
+        if work is None or batch.step in self._steps:
+            return  # computed once more, a step would choose its tokens twice
+        self._steps.append(batch.step)
         try:
             fits(batch, arrived.frame.header.rows, self._capacity.kv_tokens)
             hidden = work.compute(batch, torch.empty(0) if rows is None else rows.to(work.stage.device))
@@ -244,6 +259,9 @@ class ServedStage:
     def _beat(self) -> None:
         while not self._closed.wait(BEAT_SECONDS):
             self._report(messages.Alive(self._tokens, self._busy))
+            for link in tuple(self._upstream):
+                with suppress(OSError):  # told by who reads it
+                    tell_alive(link)
 
 
 @contextmanager
@@ -251,7 +269,7 @@ def _until_it_ends(name: str, peer: str) -> Iterator[None]:
     """Whatever ends a connection ends no more than that."""
     try:
         yield
-    except (FrameRefused, msgspec.DecodeError) as error:
+    except (FrameRefused, msgspec.DecodeError, UnicodeDecodeError) as error:
         log.warning("%s of stage %s %s; its connection is closed", peer, name, error)
     except OSError as error:
         log.info("%s of stage %s %s", peer, name, error)
