@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -11,9 +11,10 @@ from pathlib import Path
 from deepinfer.engine_shim.engines.layer_shard.pipeline.engine import PipelineEngine
 from deepinfer.engine_shim.engines.layer_shard.pipeline.handshake import Secret
 from deepinfer.engine_shim.engines.layer_shard.pipeline.head import Pipeline, Seat
+from deepinfer.engine_shim.engines.layer_shard.pipeline.hosting import Capacity, Hosting
 from deepinfer.engine_shim.engines.layer_shard.pipeline.messages import Peer
 from deepinfer.engine_shim.engines.layer_shard.pipeline.remote_stage import StageLost
-from deepinfer.engine_shim.engines.layer_shard.pipeline.served_stage import Capacity, Hosting, ServedStage
+from deepinfer.engine_shim.engines.layer_shard.pipeline.served_stage import ServedStage
 from deepinfer.engine_shim.engines.layer_shard.schedule import Limits
 from deepinfer.engine_shim.engines.layer_shard.stage import Source, Stage, build_stage
 from deepinfer.engine_shim.token_engine import EngineInfo, SamplingParams, TokenRequest
@@ -82,3 +83,25 @@ async def pipelined(folder: Path, cuts: Sequence[int], journal_bytes: int = 1 <<
 async def answer_of(engine: PipelineEngine, prompt: list[int], sampling: SamplingParams) -> list[int]:
     deltas = engine.generate(TokenRequest("request", tuple(prompt), sampling))
     return [token async for delta in deltas for token in delta.token_ids]
+
+
+async def answers_amid(
+    engine: PipelineEngine, prompts: list[list[int]], sampling: SamplingParams, happens: Callable[[], Awaitable[None]]
+) -> list[list[int]]:
+    """The answers of requests in whose midst something happens."""
+    under_way = asyncio.Event()
+    answers: list[list[int]] = [[] for _ in prompts]
+
+    async def ask(at: int) -> None:
+        async for delta in engine.generate(TokenRequest(str(at), tuple(prompts[at]), sampling)):
+            assert not delta.error
+            answers[at] += delta.token_ids
+            if len(answers[at]) == 3:
+                under_way.set()
+
+    async with asyncio.TaskGroup() as tasks:
+        for at in range(len(prompts)):
+            tasks.create_task(ask(at))
+        await under_way.wait()
+        await happens()
+    return answers

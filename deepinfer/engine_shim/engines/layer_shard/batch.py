@@ -77,3 +77,6 @@ def fits(batch: Batch, rows: int, kv_tokens: int) -> None:
     for span in batch.spans:
         if not span.start + span.count <= span.capacity <= kv_tokens:
             raise ValueError(f"tokens {span.start} to {span.start + span.count} of a sequence with {span.capacity}")
+    wanted = sum({span.sequence: span.capacity for span in batch.spans}.values())
+    if wanted > kv_tokens:
+        raise ValueError(f"memory for {wanted} tokens, of {kv_tokens}")

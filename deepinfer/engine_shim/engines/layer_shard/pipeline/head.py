@@ -24,9 +24,9 @@ from torch import Tensor
 
 from deepinfer.engine_shim.engines.layer_shard.batch import Batch, StageTime, StepResult
 from deepinfer.engine_shim.engines.layer_shard.pipeline.depth import Depth
-from deepinfer.engine_shim.engines.layer_shard.pipeline.handshake import Role, Secret
+from deepinfer.engine_shim.engines.layer_shard.pipeline.handshake import Secret
 from deepinfer.engine_shim.engines.layer_shard.pipeline.journal import Journal
-from deepinfer.engine_shim.engines.layer_shard.pipeline.link import Link, connected
+from deepinfer.engine_shim.engines.layer_shard.pipeline.link import Link
 from deepinfer.engine_shim.engines.layer_shard.pipeline.messages import (
     Beat,
     Begin,
@@ -39,7 +39,7 @@ from deepinfer.engine_shim.engines.layer_shard.pipeline.messages import (
     Refill,
 )
 from deepinfer.engine_shim.engines.layer_shard.pipeline.remote_stage import RemoteStage, StageLost
-from deepinfer.engine_shim.engines.layer_shard.pipeline.rows import send_rows
+from deepinfer.engine_shim.engines.layer_shard.pipeline.rows import rows_link, send_rows
 from deepinfer.engine_shim.engines.layer_shard.stage import Stage
 from deepinfer.engine_shim.engines.layer_shard.stage_work import StageWork
 from deepinfer.engine_shim.engines.layer_shard.steps import Again
@@ -67,13 +67,14 @@ class Pipeline:
         self, first: Stage, secret: Secret, lost: Callable[[StageLost], None], journal_bytes: int = 1 << 30
     ) -> None:
         self.first = first
-        self.epoch = 0
+        self.epoch = self._last_batch = 0
         self.kv_tokens = 0  # that the other stages have room for
         self._work, self._journal = StageWork(first), Journal(journal_bytes)
         self._filled: queue.SimpleQueue[StepResult | StageLost] = queue.SimpleQueue()
         self._secret, self._lost = secret, lost
         self._tell: Callable[[StepResult], None] = self._filled.put
         self._stages: dict[str, RemoteStage] = {}
+        self._doubted: set[str] = set()  # stages that were lost by one link: the others may just not have noticed
         self._seats: tuple[Seat, ...] = ()
         self._next: Link | None = None
         self._depth = Depth()
@@ -88,10 +89,13 @@ class Pipeline:
         `StageLost`."""
         for seat in seats:
             held = self._stages.get(seat.peer.name)
-            if held is None or held.lost or held.peer != seat.peer:
+            if held is None or held.lost or held.peer != seat.peer or seat.peer.name in self._doubted:
+                if held:
+                    held.close()
+                self._doubted.discard(seat.peer.name)
                 self._stages[seat.peer.name] = RemoteStage(seat.peer, self._secret, self._came, self._gone)
             self._stages[seat.peer.name].order(Load(seat.layers))
-        loaded = [self._stages[seat.peer.name].answered(Loaded, LOADING_SECONDS) for seat in seats]
+        loaded = [self._stages[seat.peer.name].answered(Loaded, seat.layers, LOADING_SECONDS) for seat in seats]
         self.kv_tokens = min(stage.kv_tokens for stage in loaded)
 
     @property
@@ -113,7 +117,7 @@ class Pipeline:
         self._seats, self.epoch, self._broken = tuple(seats), epoch, None
         self._sent.clear()
         try:
-            begun = self._begun(anew=again is None)
+            begun = self._begun(after=self._last_batch if again else 0)
             if again:
                 self._fill(again, begun)
         except StageLost as why:
@@ -130,8 +134,9 @@ class Pipeline:
         return 0 if self._broken else self._depth.groups(sequences)
 
     def launch(self, batch: Batch, token_ids: Sequence[int]) -> StepResult | None:
-        began = time.perf_counter()
-        self._sent[batch.step] = (began, len(batch.spans))
+        began, self._last_batch = time.perf_counter(), self.epoch
+        decodes = batch.tokens == len(batch.spans)
+        self._sent[batch.step] = (began, len(batch.spans) if decodes else 0)
         try:
             hidden = self._computed(batch, token_ids)
         except Exception as error:
@@ -147,13 +152,13 @@ class Pipeline:
         self._close_next()
         self._work.release()
 
-    def _begun(self, *, anew: bool) -> dict[int, Begun]:
+    def _begun(self, after: int) -> dict[int, Begun]:
         """From the last stage to the first, so that each finds the next one ready."""
         begun, following = dict[int, Begun](), None
         for index, seat in reversed(list(enumerate(self._seats, 1))):
             stage = self._stages[seat.peer.name]
-            stage.order(Begin(self.epoch, seat.layers, index, following, anew))
-            begun[index] = stage.answered(Begun, BEGINNING_SECONDS)
+            stage.order(Begin(self.epoch, seat.layers, index, following, after))
+            begun[index] = stage.answered(Begun, self.epoch, BEGINNING_SECONDS)
             following = seat.peer
         self._connect_next()
         for name in self._stages.keys() - {seat.peer.name for seat in self._seats}:
@@ -214,9 +219,9 @@ class Pipeline:
                     stage.order(Beat())
 
     def _connect_next(self) -> None:
-        peer = self._seats[0].peer
+        peer, epoch = self._seats[0].peer, self.epoch
         try:
-            self._next = connected(peer.endpoint, self._secret, peer.name, Role.ROWS)
+            self._next = rows_link(peer, self._secret, lambda why: self._gone(StageLost(peer.name, why, epoch)))
         except OSError as error:
             raise StageLost(peer.name, str(error)) from error
 
@@ -230,7 +235,7 @@ class Pipeline:
             return
         if sent := self._sent.pop(result.step, None):
             began, sequences = sent
-            if not result.error:
+            if sequences and not result.error:
                 self._depth.learn(sequences, time.perf_counter() - began, result.times)
             self._tell(result)
         else:
@@ -238,6 +243,8 @@ class Pipeline:
 
     def _gone(self, why: StageLost) -> None:
         ours = any(why.stage == seat.peer.name for seat in self._seats)
+        if ours:
+            self._doubted.add(why.stage)
         if self._broken is None and ours and why.epoch in (0, self.epoch):
             self._broken = why
             self._filled.put(why)

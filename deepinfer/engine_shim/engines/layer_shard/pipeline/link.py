@@ -80,6 +80,7 @@ class Link:
         self._connection = connection
         self._sending = threading.Lock()
         self._buffers = Buffers()
+        self._closed = False
 
     def patience(self, seconds: float) -> None:
         """How long `receive` waits for a byte before it raises `TimeoutError`. Sending is another matter."""
@@ -110,8 +111,14 @@ class Link:
         rows = here.view(header.dtype).view(header.rows, header.width)
         return Frame(header, bytes(message), rows, lambda: self._buffers.give_back(memory))
 
+    @property
+    def closed(self) -> bool:
+        """By this side."""
+        return self._closed
+
     def close(self) -> None:
         """Wakes whoever receives."""
+        self._closed = True
         with suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
         self._connection.close()

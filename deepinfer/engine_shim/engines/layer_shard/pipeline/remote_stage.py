@@ -17,7 +17,15 @@ from deepinfer.engine_shim.engines.layer_shard.pipeline import messages
 from deepinfer.engine_shim.engines.layer_shard.pipeline.frames import FrameLimits, FrameRefused, Header, Kind
 from deepinfer.engine_shim.engines.layer_shard.pipeline.handshake import Role, Secret
 from deepinfer.engine_shim.engines.layer_shard.pipeline.link import connected
-from deepinfer.engine_shim.engines.layer_shard.pipeline.messages import Alive, Begun, Loaded, Order, Peer, Trouble
+from deepinfer.engine_shim.engines.layer_shard.pipeline.messages import (
+    Alive,
+    Begun,
+    Layers,
+    Loaded,
+    Order,
+    Peer,
+    Trouble,
+)
 
 SILENT_SECONDS: Final = 1.5  # six beats
 LOADING_SILENT_SECONDS: Final = 30.0  # importing and reading weights may hold the interpreter for long
@@ -62,17 +70,18 @@ class RemoteStage:
         except OSError as error:
             raise StageLost(self.peer.name, f"takes no orders: {error}") from error
 
-    def answered(self, kind: type[Answer], seconds: float) -> Answer:
-        """The next report of this kind. Raises `StageLost`."""
+    def answered(self, kind: type[Answer], due: Layers | int, seconds: float) -> Answer:
+        """The report of these layers, or of this epoch; a late one of something else is let go. Raises `StageLost`,
+        also of the stage that this one does not reach."""
         deadline = time.monotonic() + seconds
         while True:
             try:
                 report = self._reports.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
                 raise StageLost(self.peer.name, f"did not answer within {seconds:g} s") from None
-            if isinstance(report, StageLost):
+            if isinstance(report, StageLost) and report.epoch in (0, due):
                 raise report
-            if isinstance(report, kind):
+            if isinstance(report, kind) and due == (report.layers if isinstance(report, Loaded) else report.epoch):
                 if kind is Begun:
                     self._link.patience(SILENT_SECONDS)
                 return report
@@ -82,15 +91,17 @@ class RemoteStage:
         return self._closed
 
     def close(self) -> None:
+        """Who waits for an answer waits no longer."""
         self._closed = True
         self._link.close()
+        self._reports.put(StageLost(self.peer.name, "is not needed any more"))
 
     def _read(self) -> None:
         limits = FrameLimits(Kind.REPORT)
         try:
             while True:
                 self._take(messages.reports.decode(self._link.receive(limits).message))
-        except (OSError, FrameRefused, msgspec.DecodeError) as error:
+        except (OSError, FrameRefused, msgspec.DecodeError, UnicodeDecodeError) as error:
             self._give_up(StageLost(self.peer.name, str(error)))
 
     def _take(self, report: messages.Report) -> None:
@@ -104,7 +115,9 @@ class RemoteStage:
             case Loaded() | Begun():
                 self._reports.put(report)
             case Trouble(epoch, reason, lost) if lost:
-                self._lost(StageLost(lost, reason, epoch))  # this one is there
+                why = StageLost(lost, reason, epoch)  # this one is there
+                self._reports.put(why)
+                self._lost(why)
             case Trouble():
                 self._give_up(StageLost(self.peer.name, report.reason))
 

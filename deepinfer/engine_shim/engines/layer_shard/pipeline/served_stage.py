@@ -10,9 +10,11 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -24,8 +26,9 @@ from deepinfer.engine_shim.engines.layer_shard.errors import LayerShardError
 from deepinfer.engine_shim.engines.layer_shard.pipeline import messages
 from deepinfer.engine_shim.engines.layer_shard.pipeline.frames import FrameLimits, FrameRefused, Header, Kind
 from deepinfer.engine_shim.engines.layer_shard.pipeline.handshake import Role, Secret
+from deepinfer.engine_shim.engines.layer_shard.pipeline.hosting import Capacity, Hosting, ReadyLayers
 from deepinfer.engine_shim.engines.layer_shard.pipeline.journal import Journal
-from deepinfer.engine_shim.engines.layer_shard.pipeline.link import Frame, Link, connected
+from deepinfer.engine_shim.engines.layer_shard.pipeline.link import Frame, Link
 from deepinfer.engine_shim.engines.layer_shard.pipeline.listener import Listener
 from deepinfer.engine_shim.engines.layer_shard.pipeline.messages import (
     Begin,
@@ -38,33 +41,14 @@ from deepinfer.engine_shim.engines.layer_shard.pipeline.messages import (
     Report,
     Trouble,
 )
-from deepinfer.engine_shim.engines.layer_shard.pipeline.rows import send_rows
-from deepinfer.engine_shim.engines.layer_shard.stage import Stage
+from deepinfer.engine_shim.engines.layer_shard.pipeline.rows import rows_link, send_rows, tell_alive
 from deepinfer.engine_shim.engines.layer_shard.stage_work import StageWork
 
 BEAT_SECONDS: Final = 0.25
 HEAD_SILENT_SECONDS: Final = 2.5
+_STEPS_REMEMBERED: Final = 256  # more than are ever under way
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """What a stage has room for."""
-
-    kv_tokens: int
-    tokens_in_a_step: int
-    journal_bytes: int = 1 << 30
-
-
-@dataclass(frozen=True)
-class Hosting:
-    """What a stage is made with. `build` reads the weights of a range of layers and says what fits beside them;
-    `misses` is told, from other threads, the epoch whose head is not heard any more, and 0 when one is."""
-
-    build: Callable[[range], tuple[Stage, Capacity]]
-    threads: int = 1
-    misses: Callable[[int], None] = lambda epoch: None
 
 
 @dataclass(frozen=True)
@@ -85,14 +69,17 @@ class ServedStage:
     def __init__(self, address: tuple[str, int], secret: Secret, name: str, hosting: Hosting) -> None:
         self.name, self._secret, self._hosting = name, secret, hosting
         self._head: Link | None = None
+        self._upstream: set[Link] = set()
         self._downstream: Link | None = None
         self._following: Peer | None = None
         self._work: StageWork | None = None
         self._journal = Journal(0)
-        self._loaded: dict[Layers, tuple[Stage, Capacity]] = {}
+        self._layers = ReadyLayers(hosting.build)
         self._epoch = self._index = 0
+        self._last_batch = 0  # the epoch of the last one that came; filling does not count, for it may have stopped
         self._capacity = Capacity(0, 0)
         self._tokens, self._busy = 0, 0.0
+        self._steps: deque[int] = deque(maxlen=_STEPS_REMEMBERED)  # of this epoch
         self._todo: queue.SimpleQueue[_Arrived | Begin | Refill | _Leave | None] = queue.SimpleQueue()
         self._closed = threading.Event()
         self._listener = Listener(address, secret, name, self._admitted)
@@ -112,9 +99,8 @@ class ServedStage:
     @property
     def memory_bytes(self) -> int:
         """Of weights, and of what is held of sequences."""
-        held = sum(stage.weight_bytes for stage, _ in tuple(self._loaded.values()))
         work = self._work
-        return held + (work.kv_tokens_held * work.stage.kv_shape.bytes_per_token if work else 0)
+        return self._layers.weight_bytes + (work.kv_tokens_held * work.stage.kv_shape.bytes_per_token if work else 0)
 
     def leave(self) -> None:
         """Hold nothing of any head, for this process is one now."""
@@ -124,7 +110,7 @@ class ServedStage:
         """Stop after the batch under way, and free the memory."""
         self._closed.set()
         self._listener.close()
-        for link in (self._head, self._downstream):
+        for link in (self._head, self._downstream, *tuple(self._upstream)):
             if link:
                 link.close()
         self._todo.put(None)
@@ -163,23 +149,24 @@ class ServedStage:
             log.warning("rows came for stage %s before the head had told it what to do", self.name)
             return
         limits = FrameLimits(Kind.ROWS, self._capacity.tokens_in_a_step, work.stage.width, work.stage.dtype)
+        self._upstream.add(link)
         with _until_it_ends(self.name, "the stage before"):
             while True:
                 frame = link.receive(limits)
                 self._todo.put(_Arrived(frame, messages.passed.decode(frame.message), time.perf_counter()))
+        self._upstream.discard(link)
 
     def _load(self, layers: Layers) -> None:
         try:
-            if layers not in self._loaded:
+            if layers not in self._layers:
                 self._report(messages.Alive(message=f"reading the weights of layers {layers[0]} to {layers[1] - 1}"))
-                self._loaded[layers] = self._hosting.build(range(*layers))
+            stage, capacity = self._layers.loaded(layers)
         except LayerShardError as error:
             self._report(Trouble(0, str(error)))
         except Exception as error:
             log.exception("loading layers %s failed", layers)
             self._report(Trouble(0, f"its layers could not be loaded: {error!r}"))
         else:
-            stage, capacity = self._loaded[layers]
             self._report(Loaded(layers, stage.weight_bytes, capacity.kv_tokens, stage.max_model_len))
 
     def _compute(self) -> None:
@@ -195,9 +182,10 @@ class ServedStage:
                         self._hand_on(Passed(batch), self._journal.rows_of(batch.spans))
                     case _Arrived() if todo.frame.header.epoch == self._epoch:
                         self._pass_on(todo)
-            except (OSError, KeyError) as error:
-                log.warning("stage %s could not hand a batch on: %s", self.name, error)
-                self._report(Trouble(self._epoch, f"could not hand a batch on: {error}", self._lost(error)))
+            except Exception as error:  # whatever was asked, the next order may be a better one
+                log.warning("stage %s could not hand a batch on: %r", self.name, error)
+                epoch = todo.epoch if isinstance(todo, Begin | Refill) else self._epoch
+                self._report(Trouble(epoch, f"could not hand a batch on: {error}", self._lost(error)))
             finally:
                 if isinstance(todo, _Arrived):
                     todo.frame.done()
@@ -209,16 +197,18 @@ class ServedStage:
         if begin.epoch < self._epoch:
             self._report(Trouble(begin.epoch, f"serves epoch {self._epoch}, and {begin.epoch} is older"))
             return
-        stage, self._capacity = self._loaded[begin.layers]
-        self._loaded = {begin.layers: self._loaded[begin.layers]}
+        stage, self._capacity = self._layers.taken(begin.layers)
         self._downstream, self._following = None, begin.downstream
-        kept = self._work is not None and self._work.stage is stage and not begin.anew
+        for link in tuple(self._upstream):
+            link.close()  # of an older epoch; that of this one comes once this has begun
+        kept = self._work is not None and self._work.stage is stage and 0 < begin.after == self._last_batch
         if not kept:
+            self._last_batch = 0
             self._work, self._journal = StageWork(stage), Journal(self._capacity.journal_bytes)
         if begin.downstream:
-            peer = begin.downstream
-            self._downstream = connected(peer.endpoint, self._secret, peer.name, Role.ROWS)
+            self._downstream = rows_link(begin.downstream, self._secret, partial(self._missed, begin))
         self._epoch, self._index = begin.epoch, begin.index
+        self._steps.clear()
         if head := self._head:
             head.patience(HEAD_SILENT_SECONDS)
             self._hosting.misses(0)
@@ -230,7 +220,12 @@ class ServedStage:
             head.close()
         if self._downstream:
             self._downstream.close()
-        self._downstream, self._loaded, self._journal = None, {}, Journal(0)
+        self._downstream, self._journal = None, Journal(0)
+        self._layers.clear()
+
+    def _missed(self, begin: Begin, why: str) -> None:
+        if begin.downstream:
+            self._report(Trouble(begin.epoch, f"does not reach the next stage: {why}", begin.downstream.name))
 
     def _lost(self, error: Exception) -> str:
         return self._following.name if self._following and isinstance(error, OSError) else ""
@@ -238,8 +233,9 @@ class ServedStage:
     def _pass_on(self, arrived: _Arrived) -> None:
         passed, began = arrived.passed, time.perf_counter()
         batch, rows, work = passed.batch, arrived.frame.rows, self._work
-        if work is None:
-            return
+        if work is None or batch.step in self._steps:
+            return  # computed once more, a step would choose its tokens twice
+        self._steps.append(batch.step)
         try:
             fits(batch, arrived.frame.header.rows, self._capacity.kv_tokens)
             hidden = work.compute(batch, torch.empty(0) if rows is None else rows.to(work.stage.device))
@@ -249,6 +245,8 @@ class ServedStage:
             reason = f"stage {self._index}: {error or type(error).__name__}"
             self._report(StepResult(batch.step, self._epoch, error=reason))
             return
+        if batch.until is None:
+            self._last_batch = self._epoch
         seconds = time.perf_counter() - began
         self._tokens, self._busy = self._tokens + batch.tokens, self._busy + seconds
         times = (*passed.times, StageTime(seconds, began - arrived.at))
@@ -271,6 +269,9 @@ class ServedStage:
     def _beat(self) -> None:
         while not self._closed.wait(BEAT_SECONDS):
             self._report(messages.Alive(self._tokens, self._busy))
+            for link in tuple(self._upstream):
+                with suppress(OSError):  # told by who reads it
+                    tell_alive(link)
 
 
 @contextmanager
@@ -278,7 +279,7 @@ def _until_it_ends(name: str, peer: str) -> Iterator[None]:
     """Whatever ends a connection ends no more than that."""
     try:
         yield
-    except (FrameRefused, msgspec.DecodeError) as error:
+    except (FrameRefused, msgspec.DecodeError, UnicodeDecodeError) as error:
         log.warning("%s of stage %s %s; its connection is closed", peer, name, error)
     except OSError as error:
         log.info("%s of stage %s %s", peer, name, error)
