@@ -27,6 +27,10 @@ def next_token(tokens: list[int], drawn: int) -> int:
     return (sum(place * token for place, token in enumerate(tokens, 1)) + 31 * drawn) % 97
 
 
+def cut_of(span: Span) -> tuple[int, int, int]:
+    return span.sequence, span.start, span.count
+
+
 @dataclass
 class Sum:
     """Stages that hold tokens instead of keys and values."""
@@ -71,6 +75,7 @@ class History:
         self.asked: list[Sequence] = []
         self.ended: set[int] = set()
         self.results: deque[StepResult] = deque()
+        self.cuts: set[tuple[int, int, int]] = set()  # of each stay, what was computed together
 
     def ask(self, prompt: int, generated: int) -> None:
         number = len(self.asked)
@@ -88,6 +93,7 @@ class History:
     def launch(self, groups: int) -> None:
         if self.steps.under_way < MOST_UNDER_WAY and (one := self.steps.next_batch(groups)):
             self.results.append(self.stages.compute(one.batch, one.token_ids))
+            self.cuts |= set(map(cut_of, one.batch.spans))
 
     def come_back(self) -> None:
         if self.results:
@@ -119,6 +125,7 @@ class History:
         places = Counter((s.sequence, place) for s in spans for place in range(s.start, s.start + s.count))
         alive = [sequence for sequence in self.asked if sequence.capacity]
         assert places == Counter((s.stay, place) for s in alive for place in range(s.computed))
+        assert set(map(cut_of, spans)) <= self.cuts, "computed in other pieces, tokens may have other bits"
         numbers = [batch.step for batch in batches]
         assert len(set(numbers)) == len(numbers)
         opened = Counter(o.sequence for batch in batches for o in batch.opened)
