@@ -265,17 +265,17 @@ def span(start: int, count: int, capacity: int, sequence: int = 0) -> Span:
 
 
 STRANGE_STEP = 1 << 39
-BATCHES: dict[str, tuple[bytes, list[str]]] = {
-    "an older epoch": (rows_frame(Batch(STRANGE_STEP, (span(0, 1, 16),)), 1, epoch=0), []),
-    "an epoch to come": (rows_frame(Batch(STRANGE_STEP, (span(0, 1, 16),)), 1, epoch=2), []),
-    "beyond its memory": (rows_frame(Batch(STRANGE_STEP + 1, (span(16, 1, 16),)), 1), ["a step of 1 tokens failed"]),
-    "more memory than there is": (rows_frame(Batch(STRANGE_STEP + 2, (span(0, 1, 1 << 40),)), 1), ["a step of 1 tok"]),
+BATCHES: dict[str, tuple[bytes, str]] = {
+    "an older epoch": (rows_frame(Batch(STRANGE_STEP, (span(0, 1, 16),)), 1, epoch=0), ""),
+    "an epoch to come": (rows_frame(Batch(STRANGE_STEP, (span(0, 1, 16),)), 1, epoch=2), ""),
+    "beyond its memory": (rows_frame(Batch(STRANGE_STEP + 1, (span(16, 1, 16),)), 1), "tokens 16 to 17 of a sequence"),
+    "more memory than there is": (rows_frame(Batch(STRANGE_STEP + 2, (span(0, 1, 1 << 40),)), 1), "tokens 0 to 1 of a"),
     "all memory twice": (
         rows_frame(Batch(STRANGE_STEP + 3, (span(0, 1, 4096, 1 << 30), span(0, 1, 4096, 1 << 31))), 2),
-        ["a step of 2 tokens failed"],
+        "memory for 8192 tokens, of 4096",
     ),
-    "fewer rows than tokens": (rows_frame(Batch(STRANGE_STEP + 4, (span(0, 9, 16),)), 1), ["a step of 9 tokens"]),
-    "a sequence nobody opened": (rows_frame(Batch(STRANGE_STEP + 5, (span(0, 1, 16, 1 << 30),)), 1), ["a step of 1"]),
+    "fewer rows than tokens": (rows_frame(Batch(STRANGE_STEP + 4, (span(0, 9, 16),)), 1), "1 rows came for 9 tokens"),
+    "a sequence nobody opened": (rows_frame(Batch(STRANGE_STEP + 5, (span(0, 1, 16, 1 << 30),)), 1), "KeyError"),
 }
 
 
@@ -283,7 +283,7 @@ BATCHES: dict[str, tuple[bytes, list[str]]] = {
 async def test_a_batch_that_cannot_be_is_not_computed(
     name: str, pipeline: Pipelined, whole: list[list[int]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    frame, logged = BATCHES[name]
+    frame, why = BATCHES[name]
 
     def attack() -> None:
         with connection_to(pipeline.stages[1].endpoint) as connection:
@@ -293,9 +293,8 @@ async def test_a_batch_that_cannot_be_is_not_computed(
 
     async with served_meanwhile(pipeline, whole):
         await asyncio.to_thread(attack)
-    assert [line.startswith(start) for line, start in zip(warnings(caplog), logged, strict=True)] == [True] * len(
-        logged
-    )
+    assert len(warnings(caplog)) == bool(why)
+    assert why in caplog.text
     check_nothing_secret(caplog)
 
 
