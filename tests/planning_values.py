@@ -11,7 +11,7 @@ GB = 10**9
 
 
 def model(*layer_bytes: int, **changes: Any) -> ModelShape:
-    """By default nothing but layers weighs anything, and nothing is held for a token."""
+    """By default nothing but layers takes memory."""
     fields = {
         "architecture": "LlamaForCausalLM",
         "dtype": "bfloat16",
@@ -21,10 +21,10 @@ def model(*layer_bytes: int, **changes: Any) -> ModelShape:
         "head_bytes": 0,
         "norm_bytes": 0,
         "kv_bytes": 0,
-        "hidden": 1,
-        "attention_width": 1,
-        "mlp_width": 1,
-        "vocabulary": 1,
+        "hidden": 0,
+        "attention_width": 0,
+        "mlp_width": 0,
+        "vocabulary": 0,
         "longest_context": 131_072,
     }
     return ModelShape.model_validate(fields | changes)

@@ -192,7 +192,7 @@ async def follow_the_fleet(
         tasks.create_task(stay_registered(store, record, config.worker.lease_seconds, registered))
         await registered.wait()  # until then another worker may have this name, and these placements
         tasks.create_task(agent.follow(store, keys.placement(record.node.name, "")))
-        tasks.create_task(agent.follow(store, keys.layouts(record.node.name)))
+        tasks.create_task(agent.follow(store, keys.LAYOUTS))
         tasks.create_task(agent.follow(store, keys.IDENTITY))
         tasks.create_task(keep_converging(lambda: agent.converge(store, lives), agent.changed))
         print(f"deepinfer worker {record.node.name}: ready", flush=True)

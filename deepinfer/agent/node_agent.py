@@ -173,9 +173,12 @@ class NodeAgent:
         return forgotten
 
     def _hand_out_layouts(self) -> None:
-        for placement_id, layout in self._own.known.layouts.items() if self._own.known else ():
-            if placement_id in self._replicas:
-                self._replicas[placement_id].arrange(layout)
+        """To their heads, and to who must know that another one is."""
+        for layout in self._own.known.layouts if self._own.known else ():
+            for placement_id, epoch in {(layout.id, layout.epoch), (layout.head, layout.head_epoch)}:
+                replica = self._replicas.get(placement_id)
+                if replica is not None and replica.seen.epoch == epoch:
+                    replica.pipeline.arrange(layout)
 
     def _replica(self, placement_id: str) -> Replica:
         if placement_id not in self._replicas:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from deepinfer.agent.engine_folders import is_placement_id
 from deepinfer.agent.membership import Membership
@@ -36,7 +36,7 @@ class Known:
     wanted: Wanted
     statuses: Mapping[str, ReplicaStatus]  # by id, readable ones
     told: Mapping[str, bytes]  # by key: the statuses as they lie there
-    layouts: Mapping[str, Layout] = field(default_factory=dict)  # by the id of the head
+    layouts: tuple[Layout, ...] = ()  # of the whole fleet: few, and seldom another
     identity: int = 0  # the mod_revision of the fleet's
 
 
@@ -63,7 +63,7 @@ class OwnKeys:
             return self.known
         self._store, self._trusted_until = store, now + _TRUSTED_SECONDS  # what is told from here on may be newer
         with self._doubted_on_failure():
-            ours = (keys.placement(self._node, ""), keys.statuses(self._node), keys.layouts(self._node))
+            ours = (keys.placement(self._node, ""), keys.statuses(self._node), keys.LAYOUTS)
             reading = await store.read(*ours, keys.IDENTITY)
             self._membership.check(reading.values.get(keys.IDENTITY))
             self.known = _known(reading, self._node)
@@ -125,7 +125,7 @@ def _known(reading: Reading, node: str) -> Known:
         wanted=Wanted(good, frozenset(unreadable), _ids(told, node)),
         statuses={status.id: status for status in fleet.statuses},
         told=told,
-        layouts={layout.id: layout for layout in fleet.layouts if layout.node == node},
+        layouts=fleet.layouts,
         identity=reading.mod_revision(keys.IDENTITY),
     )
 

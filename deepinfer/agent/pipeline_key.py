@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from deepinfer.fleet.config import InvalidConfig
-from deepinfer.fleet.launch import PipelineLaunch, PipelineRole
+from deepinfer.fleet.launch import PipelineLaunch
 from deepinfer.fleet.pipeline import deployment_served, is_hosts_name
 from deepinfer.fleet.resources import Placement
 
@@ -47,10 +47,10 @@ class PipelineKey:
         """What a process of a replica in stages is told; None for any other."""
         if placement.spec.pipeline is None:
             return None
-        role = PipelineRole.HOST if is_hosts_name(placement.deployment) else PipelineRole.HEAD
         uid = placement.id.rsplit("-", 2)[1]
         whose = f"{deployment_served(placement.deployment)} {uid}"
-        return PipelineLaunch(role=role, secret=hmac.digest(self._key, whose.encode(), hashlib.sha256).hex(), host=host)
+        secret = hmac.digest(self._key, whose.encode(), hashlib.sha256).hex()
+        return PipelineLaunch(secret=secret, host=host, is_ready_at_once=is_hosts_name(placement.deployment))
 
 
 def _make(path: Path) -> None:

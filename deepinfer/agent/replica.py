@@ -26,7 +26,6 @@ from deepinfer.agent.workshop import Workshop
 from deepinfer.engine_shim.client import EngineClient
 from deepinfer.fleet.errors import DeepinferError, EngineWillNotStart
 from deepinfer.fleet.launch import EX_CONFIG
-from deepinfer.fleet.pipeline import Layout
 from deepinfer.fleet.resources import Phase, Placement, ReplicaStatus
 
 _FAILED_LINGERS_SECONDS = 5.0
@@ -56,7 +55,7 @@ class Replica:
         self._hurry = asyncio.Event()
         self._ready = asyncio.Event()
         self._ready_since: float | None = None
-        self._pipeline = PipelineWatch(self._publish)
+        self.pipeline = PipelineWatch(self._publish)
         self._blame: str | None = None  # why the agent itself ended the engine
 
     @property
@@ -95,11 +94,6 @@ class Replica:
             if self.status is not None:
                 self._publish()
         self._inherits = False
-
-    def arrange(self, layout: Layout) -> None:
-        """Which stages a head of this epoch is to have."""
-        if layout.epoch == self._epoch:
-            self._pipeline.arrange(layout)
 
     def stop(self, *, hurry: bool = False) -> None:
         """Let running requests finish (unless in a hurry), then end the process group."""
@@ -187,7 +181,7 @@ class Replica:
                 tasks.create_task(self._end_when_asked(client, engine)),
                 tasks.create_task(self._end_if_never_ready(engine)),
                 tasks.create_task(self._forgive()),
-                tasks.create_task(self._pipeline.accompany(client)),
+                tasks.create_task(self.pipeline.accompany(client)),
             ]
             seen = await engine.ended()
             if self._stage is Stage.RUNNING and seen.status != EX_CONFIG:
@@ -230,8 +224,7 @@ class Replica:
         await engine.terminate()
 
     async def _end_if_never_ready(self, engine: LaunchedEngine) -> None:
-        limit = self._workshop.config.start_timeout_seconds
-        allowed = limit
+        limit = allowed = self._workshop.config.start_timeout_seconds
         if engine.is_adopted:
             allowed = max(limit - (time.time() - engine.created), _ADOPTED_STARTS_SECONDS)
         try:
@@ -283,12 +276,10 @@ class Replica:
     def _fail(self, stage: Stage, reason: str, log_line: str | None = None, *, patience: float = 0.0) -> None:
         """`log_line`: what its log tells most with; None when there is no log to look into."""
         now = asyncio.get_running_loop().time()
-        ready_seconds = now - self._ready_since if self._ready_since else 0.0
-        self._restarts = self._restarts.after_failure(now, ready_seconds, patience)
+        self._restarts = self._restarts.after_failure(now, now - (self._ready_since or now), patience)
         self._stage = stage
-        text = reason
-        if stage is Stage.CRASHED:
-            text = crashed(reason, self._restarts.in_a_row, self._restarts.not_before - now)
+        again = self._restarts.not_before - now
+        text = crashed(reason, self._restarts.in_a_row, again) if stage is Stage.CRASHED else reason
         if log_line is not None:
             text = with_log(text, self.id, log_line)
         log.warning("%s: %s", self.id, text)

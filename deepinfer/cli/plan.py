@@ -17,6 +17,7 @@ from deepinfer.fleet.sizes import bytes_of, size
 if TYPE_CHECKING:
     from deepinfer.fleet.model_shape import ModelShape
     from deepinfer.planning.plan import Plan, StagePlan
+    from deepinfer.planning.refusal import Refusal
     from deepinfer.planning.task import Task
 
 _CONTEXT = 4096
@@ -49,21 +50,30 @@ def plan(
     server: Address = DEFAULT_SERVER,
 ) -> None:
     """Show how a model would lie over several devices: layers, bytes, speed, and why. Nothing is started."""
-    from deepinfer.planning.plan import Plan, plan_by_hand
-    from deepinfer.planning.plan import plan as planned
+    from deepinfer.planning.plan import Plan
 
     shape = _shape(model, dtype)
     asked: Fields = {"context": context or min(_CONTEXT, shape.longest_context), "concurrency": concurrency}
     asked |= {"objective": objective, "hop_seconds": hop_ms / 1000, "reserve_bytes": _bytes(reserve)}
     task = _task(shape, typed_devices(device) if device else _of_the_fleet(server), asked)
     with patience("weighing the cuts"):
-        made = planned(task) if layers is None else plan_by_hand(task, _counts(layers))
+        made = _made(task, layers)
     if output is Output.JSON:
         print_json({"fits": isinstance(made, Plan), **made.model_dump(mode="json")})
     elif isinstance(made, Plan):
         _print(task, made)
     if not isinstance(made, Plan):
         raise OperationFailed("\n".join(made.sentences)) if output is Output.TABLE else typer.Exit(1)
+
+
+def _made(task: Task, layers: str | None) -> Plan | Refusal:
+    from deepinfer.planning.plan import LayersDoNotAddUp, plan_by_hand
+    from deepinfer.planning.plan import plan as planned
+
+    try:
+        return planned(task) if layers is None else plan_by_hand(task, _counts(layers))
+    except LayersDoNotAddUp as error:
+        raise InvalidInput(str(error)) from error
 
 
 def _shape(model: str, dtype: str) -> ModelShape:
@@ -149,5 +159,5 @@ def _prediction(task: Task, made: Plan) -> str:
     return (
         f"Expected: {milliseconds(expected.seconds_per_token)} per token of a lone request, "
         f"{expected.tokens_per_second:,.0f} tokens/s with {at_once(task.concurrency)}"
-        f"{groups if expected.groups > 1 else ''}."
+        f"{groups if expected.groups > 1 else ''}. Room for {expected.kv_tokens:,} tokens."
     )

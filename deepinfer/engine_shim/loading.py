@@ -63,8 +63,7 @@ async def _layer_shard(launch: EngineLaunch, progress: Progress, pipeline: Pipel
     except ModuleNotFoundError as error:
         missing = f"The layer-shard engine needs {error.name}; install deepinfer[layer-shard] on this node."
         raise EngineWillNotStart(missing) from error
-    engine = await start(launch, folder, progress, pipeline)
-    return engine if isinstance(engine, ServedEngine) else _served(engine, tokenizer, launch)
+    return _served(await start(launch, folder, progress, pipeline), tokenizer, launch)
 
 
 def _layer_shard_start() -> Any:

@@ -18,16 +18,17 @@ class PipelineDoor:
         self._changed = asyncio.Condition()
 
     async def set_layout(self, layout: Layout) -> None:
-        """What was decided last. An older one than is known is not heard."""
+        """What was decided last. An older one than is known of the same replica is not heard."""
         async with self._changed:
-            if self._layout is None or layout.number >= self._layout.number:
+            known = self._layout
+            if known is None or known.id != layout.id or known.number < layout.number:
                 self._layout = layout
                 self._changed.notify_all()
 
-    async def layout_after(self, number: int) -> Layout:
-        """The newest, once there is one above this number."""
+    async def layout_after(self, last: Layout | None) -> Layout:
+        """The newest, once it is another one than the `last`."""
         async with self._changed:
-            await self._changed.wait_for(lambda: self._layout is not None and self._layout.number > number)
+            await self._changed.wait_for(lambda: self._layout not in (None, last))
             assert self._layout is not None  # noqa: S101 - for the type checker: just waited for
             return self._layout
 

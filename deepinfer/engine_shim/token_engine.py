@@ -124,8 +124,13 @@ class EngineLoad:
 class TokenEngine(Protocol):
     """What computes tokens."""
 
-    info: EngineInfo
-    kv: KvContents
+    @property
+    def info(self) -> EngineInfo:
+        """What it holds may change while it serves."""
+        ...
+
+    @property
+    def kv(self) -> KvContents: ...
 
     def generate(self, request: TokenRequest) -> AsyncIterator[TokenDelta]:
         """Deltas until one has a finish reason. Raises `ContextTooLong` before the first one."""

@@ -97,14 +97,9 @@ def move(placement_id: str) -> str:
     return f"{MOVES}{placement_id}"
 
 
-def layouts(node_name: str) -> str:
-    """Those of one node's heads lie below this."""
-    return f"{LAYOUTS}{node_name}/"
-
-
-def layout(node_name: str, placement_id: str) -> str:
+def layout(placement_id: str) -> str:
     """Written by the control plane's leader."""
-    return f"{layouts(node_name)}{placement_id}"
+    return f"{LAYOUTS}{placement_id}"
 
 
 def usage(gateway: str) -> str:

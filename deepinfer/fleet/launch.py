@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +27,12 @@ class ContainerServer(Resource):
     pid: int | None = None  # of its first process, as this node counts; None: its CPU time and memory are not looked at
 
 
-class PipelineRole(StrEnum):
-    """What a process of a replica in stages is."""
-
-    HEAD = "head"  # takes requests, and has the first layers
-    HOST = "host"  # has the layers it is told to have
-
-
 class PipelineLaunch(Resource):
     """What a process needs to be part of a replica in stages."""
 
-    role: PipelineRole
     secret: str = Field(repr=False)  # in hex: what its processes prove to each other to know
-    host: str = "127.0.0.1"  # where a host listens for its head
+    host: str = "127.0.0.1"  # where it listens for its head
+    is_ready_at_once: bool  # it hosts a stage, or waits for one; else it is ready once its replica serves
 
 
 class EngineLaunch(Resource):

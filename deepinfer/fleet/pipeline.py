@@ -1,7 +1,7 @@
 """A replica in stages: what a user may ask for, which stage is where, and what its processes tell of it.
 
-One of its placements is the head, which takes requests and has the first layers. The others are hosts of stages: they
-take whatever layers a layout gives them, or wait as spares.
+One of its processes is the head, which takes requests and has the first layers. The others host stages: they take
+whatever layers the head gives them, or wait as spares. Who is what, a layout says; any of them can be anything.
 """
 
 from __future__ import annotations
@@ -62,10 +62,12 @@ class Seat(Record):
 class Layout(Record):
     """Which stages a replica has now. A new one replaces it as a whole."""
 
-    id: str  # of the head's placement
-    node: Name  # the head's
-    epoch: int  # of the head's placement
+    id: str  # of the replica's own placement
+    epoch: int  # of that placement
     number: int = Field(ge=1)  # rises with every change
+    head: str  # the placement of the process that takes requests: the replica's own, or that of a host
+    head_epoch: int
+    node: Name  # the head's
     layers: Layers  # the head's own
     seats: tuple[Seat, ...]
     avoided: tuple[str, ...] = ()  # endpoints where a stage was lost: not seated again until they are others
@@ -77,6 +79,8 @@ class PipelineState(Record):
 
     endpoint: str = ""  # a host's: host:port where it listens for its head
     shape: ModelShape | None = None  # of the model, read from its files
-    number: int = 0  # of the layout that a head serves with
+    serves: str = ""  # the layout that it is the head of, by its id
+    number: int = 0  # of that layout
     lost: str = ""  # the placement of a stage that a head cannot reach
+    misses: int = 0  # the number of the layout whose head this process does not hear any more
     reason: str = ""

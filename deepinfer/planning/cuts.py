@@ -16,7 +16,8 @@ from deepinfer.planning.speed import Cut, Part
 Costs = Sequence[Sequence[Sequence[float]]]
 """By device, first layer, and the layer after the last one."""
 
-_MOST_CELLS = 300_000  # of all steps together: a tenth of a second
+PATIENT = 600_000  # cells of all steps together: eight devices for 32 layers, in a tenth of a second
+QUICK = 50_000  # for who tries many costs
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,33 +46,48 @@ class Found:
     cut: Cut
 
 
-def orders_of(devices: int, layers: int, required: int | None = None) -> tuple[Orders, ...]:
-    """The order given; then every order where devices are few, else the reverse."""
-    given = range(devices)
-    cells = devices * 2 ** (devices - 1) * layers * (layers + 1) // 2
-    other = in_any_order(devices, required) if cells <= _MOST_CELLS else in_order(given[::-1], required)
-    return (in_order(given, required), other)
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What an order of devices must keep to."""
+
+    devices: int
+    required: frozenset[int] = frozenset()  # who must carry something
+    head_first: bool = False  # device 0 carries the first layers
 
 
-def in_order(order: Sequence[int], required: int | None = None) -> Orders:
+def orders_of(wanted: Wanted, layers: int, most_cells: int) -> tuple[Orders, ...]:
+    """The order given; then every order, where that takes no more cells than that, else the reverse."""
+    given, fixed = range(wanted.devices), int(wanted.head_first)
+    cells = wanted.devices * 2 ** (wanted.devices - 1) * layers * (layers + 1) // 2
+    if cells <= most_cells:
+        return (in_order(given, wanted), in_any_order(wanted))
+    return (in_order(given, wanted), in_order([*given[:fixed], *given[fixed:][::-1]], wanted))
+
+
+def in_order(order: Sequence[int], wanted: Wanted) -> Orders:
     steps: list[_Step] = []
+    needed = _needed(wanted)
     for at, device in enumerate(order):
         steps.append(_Step(at, device, at + 1))
-        if device != required:
+        if device not in needed:
             steps.append(_Step(at, None, at + 1))
     return Orders(len(order) + 1, tuple(steps), (len(order),))
 
 
-def in_any_order(devices: int, required: int | None = None) -> Orders:
+def in_any_order(wanted: Wanted) -> Orders:
     """A state's bits are the devices that carry something."""
+    states, needed = 1 << wanted.devices, sum(1 << device for device in _needed(wanted))
     steps = (
         _Step(used, device, used | 1 << device)
-        for used in range(1 << devices)
-        for device in range(devices)
+        for used in range(states)
+        for device in range(wanted.devices if used or not wanted.head_first else 1)
         if not used >> device & 1
     )
-    ends = (used for used in range(1, 1 << devices) if required is None or used >> required & 1)
-    return Orders(1 << devices, tuple(steps), tuple(ends))
+    return Orders(states, tuple(steps), tuple(used for used in range(1, states) if used & needed == needed))
+
+
+def _needed(wanted: Wanted) -> frozenset[int]:
+    return wanted.required | {0} if wanted.head_first else wanted.required
 
 
 def costs_of(devices: int, layers: int, cost: Callable[[Part], float]) -> Costs:

@@ -9,7 +9,7 @@ MLP, n the bytes of a number:
   has gate, up, the activated gate and the product.
 * a chunk that sees earlier chunks, or a sliding window: the keys and values of all its C tokens, repeated for every
   query head, n*2*C*q, and a mask of T*C places: n + 1 bytes each, or 10 while a window's is made.
-* the last stage: the logits of R requests, R*vocabulary*(n + 44): the chosen rows, their copy in float32, and what
+* the last stage: the logits of R requests, R*vocabulary*(n + 40): the chosen rows, their copy in float32, and what
   top-k and top-p sort and add up.
 * a sequence that outgrows its memory is copied into a bigger piece: its keys and values exist twice, between steps.
 
@@ -24,7 +24,7 @@ from itertools import accumulate
 from deepinfer.fleet.model_shape import ModelShape
 from deepinfer.planning.task import Task, in_blocks
 
-_SAMPLING_BYTES = 44  # of each place of the vocabulary, beside the logits
+_SAMPLING_BYTES = 40  # of each place of the vocabulary, beside the logits
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from deepinfer.fleet.errors import DeepinferError
 from deepinfer.fleet.resource import Record
 from deepinfer.planning import reasons
-from deepinfer.planning.refusal import Refusal, refusal
+from deepinfer.planning.refusal import Refusal, refusal, refusal_by_hand
 from deepinfer.planning.speed import Cut, Part, SpeedSource, source_of
 from deepinfer.planning.split import Split
-from deepinfer.planning.task import Task
+from deepinfer.planning.task import KV_BLOCK, Task
 from deepinfer.planning.words import slower_words
 
 _AS_FAST = 0.005  # no prediction is better than that
@@ -58,6 +58,7 @@ class Prediction(Record):
     tokens_per_second: float  # at the task's concurrency
     groups: int  # in the pipeline at once
     requests_in_a_group: int
+    kv_tokens: int  # that every stage has room for, as it is cut
 
 
 class Plan(Record):
@@ -79,9 +80,7 @@ def plan(task: Task) -> Plan | Refusal:
     if guessed:
         left_out = tuple(_left_out_by_memory(split, task, device) for device in _idle(task, by_memory))
         return _in_numbers(task, split, by_memory, left_out, reasons.by_memory(task, by_memory, guessed))
-    with_each = {device: split.by_speed(device) for device in range(len(task.devices))}
-    cut = _fastest(split, (split.by_speed(), by_memory, *with_each.values()))
-    left_out = tuple(_left_out_by_speed(split, task, device, (cut, with_each[device])) for device in _idle(task, cut))
+    cut, left_out = _by_speed(task, split, by_memory)
     return _in_numbers(task, split, cut, left_out, reasons.by_speed(task, split, cut, by_memory))
 
 
@@ -92,16 +91,26 @@ def plan_by_hand(task: Task, counts: Sequence[int]) -> Plan | Refusal:
     ends = [sum(counts[: number + 1]) for number in range(len(counts))]
     parts = zip(range(len(counts)), counts, ends, strict=True)
     cut = tuple(Part(device, end - count, end) for device, count, end in parts if count)
-    if task.context > task.model.longest_context or not all(map(split.fits, cut)):
+    by_itself = plan(task)
+    if not all(map(split.fits, cut)):
+        return by_itself if isinstance(by_itself, Refusal) else refusal_by_hand(task, cut, _words(task, by_itself))
+    if task.context > task.model.longest_context:
         return refusal(task, cut)
     left_out = tuple(
         LeftOut(device=task.devices[device].name, why="no layers were given to it") for device in _idle(task, cut)
     )
-    by_itself = plan(task)
     made = _in_numbers(task, split, cut, left_out, reasons.by_hand(_guessed(task)))
     if isinstance(by_itself, Refusal):
         return made
     return made.model_copy(update={"warnings": _slower_by_hand(task, split, cut, by_itself)})
+
+
+def _by_speed(task: Task, split: Split, by_memory: Cut) -> tuple[Cut, tuple[LeftOut, ...]]:
+    best = _fastest(split, (split.by_speed(), by_memory))
+    with_each = {device: split.by_speed(device) for device in _idle(task, best)}
+    cut = _fastest(split, (best, *with_each.values()))
+    pairs = {device: (cut, with_each.get(device, best)) for device in _idle(task, cut)}
+    return cut, tuple(_left_out_by_speed(split, task, device, cuts) for device, cuts in pairs.items())
 
 
 def _fastest(split: Split, cuts: Sequence[Cut]) -> Cut:
@@ -151,9 +160,21 @@ def _in_numbers(task: Task, split: Split, cut: Cut, left_out: tuple[LeftOut, ...
             tokens_per_second=throughput.tokens_per_second,
             groups=throughput.groups,
             requests_in_a_group=throughput.requests_in_a_group,
+            kv_tokens=_kv_tokens(task, split, cut),
         ),
         why=why,
     )
+
+
+def _kv_tokens(task: Task, split: Split, cut: Cut) -> int:
+    """The context times the concurrency at least: what the stage with the least room beyond that leaves."""
+    rooms = [
+        (need.kv + split.memory.room(part.device) - need.total) // ((part.stop - part.start) * task.model.kv_bytes)
+        for part in cut
+        if task.model.kv_bytes
+        for need in (split.memory.need(part.start, part.stop),)
+    ]
+    return min(rooms, default=task.kv_tokens) // KV_BLOCK * KV_BLOCK
 
 
 def _stage(task: Task, split: Split, part: Part) -> StagePlan:
@@ -185,9 +206,16 @@ def _check_counts(task: Task, counts: Sequence[int]) -> None:
 
 
 def _slower_by_hand(task: Task, split: Split, cut: Cut, by_itself: Plan) -> tuple[str, ...]:
-    numbers = {device.name: number for number, device in enumerate(task.devices)}
-    other = tuple(Part(numbers[stage.device], stage.start, stage.stop) for stage in by_itself.stages)
-    slower = split.score(cut) / split.score(other) - 1
+    slower = split.score(cut) / split.score(_cut_of(task, by_itself)) - 1
     if slower < _AS_FAST:
         return ()
-    return (f"The automatic split, {reasons.counts_words(task, other)}, is better: this is {slower_words(slower)}.",)
+    return (f"The automatic split, {_words(task, by_itself)}, is better: this is {slower_words(slower)}.",)
+
+
+def _words(task: Task, made: Plan) -> str:
+    return reasons.counts_words(task, _cut_of(task, made))
+
+
+def _cut_of(task: Task, made: Plan) -> Cut:
+    numbers = {device.name: number for number, device in enumerate(task.devices)}
+    return tuple(Part(numbers[stage.device], stage.start, stage.stop) for stage in made.stages)

@@ -15,15 +15,16 @@ _WORTH_TELLING = 0.005
 def by_memory(task: Task, cut: Cut, guessed: Sequence[str]) -> tuple[str, ...]:
     told = "Layers go by share of memory, as far as each device's memory beside its reserve allows."
     return (
-        told if _is_in_order(cut) else f"{told} In the order given nothing fits, so {_order_words(task, cut)}.",
+        told if _is_in_order(cut) else f"{told} The order given has no room for that: {_order_words(task, cut)}.",
         _guess_words(guessed, "layers go by speed, and who only slows it down is left out"),
     )
 
 
 def by_speed(task: Task, split: Split, cut: Cut, first: Cut) -> tuple[str, ...]:
     """`first` is the cut by memory alone."""
-    measured = all(source_of(device) is SpeedSource.MEASURED for device in task.devices)
-    speed = "measured speed" if measured else "memory bandwidth as given"
+    sources = {source_of(device) for device in task.devices}
+    measured, given = "measured speed", "memory bandwidth as given"
+    speed = f"{measured} and {given}" if len(sources) > 1 else measured if SpeedSource.MEASURED in sources else given
     aims = {
         Objective.LATENCY: "the shortest time per token of a lone request",
         Objective.THROUGHPUT: f"the most tokens a second with {at_once(task.concurrency)}",

@@ -53,6 +53,13 @@ def refusal(task: Task, cut: Cut) -> Refusal:
     )
 
 
+def refusal_by_hand(task: Task, cut: Cut, instead: str) -> Refusal:
+    """`instead`: the automatic split, which fits."""
+    short = shortfalls(task, Memory(task), cut)
+    told = (*map(_shortfall_words, short), f"The automatic split, {instead}, fits.")
+    return Refusal(sentences=told, shortfalls=short)
+
+
 def shortfalls(task: Task, memory: Memory, cut: Cut) -> tuple[Shortfall, ...]:
     return tuple(
         Shortfall(

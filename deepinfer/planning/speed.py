@@ -28,10 +28,7 @@ from deepinfer.planning.task import OfferedDevice, Task
 _MOST_GROUPS = 64
 _GUESSED_BANDWIDTH = {"cpu": 15e9, "cuda": 500e9}  # a desktop's memory in practice; a middling GPU
 _OTHER_BANDWIDTH = 100e9
-_REQUEST_SHARE = {
-    "cpu": 0.35,
-    "cuda": 0.01,
-}  # the first as SmolLM2 on one core
+_REQUEST_SHARE = {"cpu": 0.35, "cuda": 0.01}  # the first as SmolLM2 on one core
 _OTHER_SHARE = 0.05
 _LAYER_SECONDS = 0.0001  # unless measured
 

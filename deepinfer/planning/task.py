@@ -41,6 +41,7 @@ class Task(Record):
     concurrency: int = Field(ge=1)  # requests at once
     objective: Objective | None = None  # None: latency for one request at once, else throughput
     reserve_bytes: int | None = Field(default=None, ge=0)  # on each device
+    head_first: bool = False  # the first device carries the first layers, in any order: requests come in there
     hop_seconds: float = Field(default=HOP_SECONDS, ge=0)  # from a stage to the next, one way
     step_tokens: int = Field(default=STEP_TOKENS, ge=1)
 

@@ -123,6 +123,17 @@ class Admission:
         left = eligible(trusted(candidates), request, split) or eligible(candidates, request, split)
         return self._lend(left, asked, request) if left else None
 
+    def is_in_stages(self, model: str) -> bool:
+        """Its replicas are of several processes, any of which may become the one that takes requests."""
+        return self._replicas.is_in_stages(model)
+
+    def ready_placements(self, model: str) -> frozenset[str]:
+        return frozenset(candidate.placement for candidate in self._replicas.ready(model))
+
+    async def next_turn(self) -> None:
+        """Returns when an engine becomes ready or is so no longer."""
+        await self._replicas.next_turn()
+
     def _seat(self, asked: Asked) -> Loan | None:
         candidates, now = self._replicas.ready(asked.model), self._now()
         if not candidates:

@@ -7,9 +7,8 @@ exactly (`continuation.py`) ends as `StreamInterrupted`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 from msgspec.structs import replace
@@ -40,8 +39,13 @@ log = logging.getLogger(__name__)
 CONTINUATIONS: Final = 3
 """Of one stream. A request that breaks engines must not go through all of them."""
 
-Another = Callable[[], AbstractContextManager[EngineClient] | None]
-"""Lends the client of a replica that has not failed this request just now; None when there is none."""
+
+class Another(Protocol):
+    """Where the rest of an answer may come from."""
+
+    async def awaited(self) -> AbstractContextManager[EngineClient] | None:
+        """Lends the client of a replica that has not failed this request just now; None when there is none."""
+        ...
 
 
 async def go_on(call: EngineCall, kept: Kept, client: ClientStream, another: Another, failure: str) -> None:
@@ -57,7 +61,7 @@ async def go_on(call: EngineCall, kept: Kept, client: ClientStream, another: Ano
                 return
             if sent.has_begun:
                 check_exact(asked, sent)
-            lent = another()
+            lent = await another.awaited()
             if lent is None:
                 raise NotExact("no other replica is ready")
             with lent as engine:

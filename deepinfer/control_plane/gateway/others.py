@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Final
+
 from msgspec.structs import replace
 
 from deepinfer.control_plane.gateway.admission import Admission, Asked
 from deepinfer.control_plane.gateway.attempts import Begun
 from deepinfer.control_plane.gateway.measured import Measured
 from deepinfer.control_plane.router.loan import Loan
+
+_ANOTHER_HEAD_SECONDS: Final = 20.0
 
 
 class Others:
@@ -24,6 +29,19 @@ class Others:
         self._last = begun.loan.placement
         self._tried = begun.failed | {self._last}
         self._measured = measured
+
+    async def awaited(self) -> Loan | None:
+        """As a call; where none is left and the replica is in stages, so that another process will be its head within
+        seconds, it is waited for."""
+        try:
+            async with asyncio.timeout(_ANOTHER_HEAD_SECONDS if self._admission.is_in_stages(self._asked.model) else 0):
+                while (loan := self()) is None:
+                    await self._admission.next_turn()
+                    if self._last not in self._admission.ready_placements(self._asked.model):
+                        self._last = ""  # it was missed: when it is there again, it is another one
+                return loan
+        except TimeoutError:
+            return None
 
     def __call__(self) -> Loan | None:
         loan = self._admission.another(self._asked, self._tried)

@@ -8,18 +8,20 @@ from itertools import chain
 from typing import TypeVar
 
 from deepinfer.fleet import keys
+from deepinfer.fleet.pipeline import Layout
 from deepinfer.fleet.resources import Placement, ReplicaStatus
 from deepinfer.fleet.snapshot import Snapshot, only_in
 
-Told = TypeVar("Told", Placement, ReplicaStatus)
+Told = TypeVar("Told", Placement, ReplicaStatus, Layout)
 
 
 def changed_placements(before: Snapshot, after: Snapshot) -> frozenset[str]:
     """Ids of which anything that is said in the store may have changed; what was not touched is the same object."""
     placements = (placement.id for placement in _differing(before.placements, after.placements))
     statuses = (status.id for status in _differing(before.statuses, after.statuses))
+    heads = (layout.head for layout in _differing(before.layouts, after.layouts))
     unreadable = (key.rpartition("/")[2] for key in before.unreadable.keys() | after.unreadable.keys())
-    return frozenset(chain(placements, statuses, unreadable))
+    return frozenset(chain(placements, statuses, heads, unreadable))
 
 
 def told_anew(before: Snapshot, after: Snapshot) -> tuple[ReplicaStatus, ...]:

@@ -67,6 +67,7 @@ class Replicas:
         self._readers = PromptReaders()
         self._rolling: dict[str, NewGeneration] = {}  # those of which the newest generation is to get a share
         self._turn = 0
+        self._turned = asyncio.Event()  # set once, then another one
         self._tasks = asyncio.TaskGroup()
         self._running: dict[asyncio.Task[None], Connection] = {}  # retired ones too, until what runs there has ended
 
@@ -185,8 +186,18 @@ class Replicas:
     def turned(self) -> None:
         """An engine is ready, or is so no longer."""
         self._ready.clear()
+        self._turned.set()
+        self._turned = asyncio.Event()
         self.when_turned()
         self.when_eased()
+
+    async def next_turn(self) -> None:
+        """Returns when an engine becomes ready or is so no longer."""
+        await self._turned.wait()
+
+    def is_in_stages(self, model: str) -> bool:
+        """Its replicas are of several processes, any of which may become the one that takes requests."""
+        return any(deployment.spec.pipeline is not None for deployment in self._deployments.get(model, ()))
 
     def eased(self) -> None:
         """There may be room where there was none."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from deepinfer.fleet import keys
-from deepinfer.fleet.pipeline import is_hosts_name
+from deepinfer.fleet.pipeline import deployment_served
 from deepinfer.fleet.resources import Intent, Placement
 from deepinfer.fleet.snapshot import Snapshot
 
@@ -30,21 +30,29 @@ class Route:
 def wanted_routes(fleet: Snapshot, known: Mapping[str, Route]) -> dict[str, Route]:
     """Placement id -> its route, for each that should serve and whose endpoint is known."""
     newest = newest_epochs(fleet)
+    heads = {(layout.head, layout.head_epoch): layout.id for layout in fleet.layouts}
     routes = {}
     for placement in newest.values():
-        if is_hosts_name(placement.deployment):
-            continue  # requests go to heads
+        if placement.spec.pipeline is not None and not _heads(placement, fleet, heads):
+            continue
         endpoint = _endpoint(placement, fleet, known.get(placement.id))
         if placement.intent is Intent.SERVE and endpoint is not None:
-            names = frozenset((placement.deployment, placement.spec.model))
-            routes[placement.id] = Route(
-                placement.id, placement.epoch, placement.node, endpoint, placement.deployment, names
-            )
+            deployment = deployment_served(placement.deployment)
+            names = frozenset((deployment, placement.spec.model))
+            routes[placement.id] = Route(placement.id, placement.epoch, placement.node, endpoint, deployment, names)
     for key in fleet.unreadable:
         placement_id = key.rpartition("/")[2]
         if key.startswith(keys.PLACEMENTS) and placement_id in known and placement_id not in newest:
             routes[placement_id] = known[placement_id]
     return routes
+
+
+def _heads(placement: Placement, fleet: Snapshot, heads: Mapping[tuple[str, int], str]) -> bool:
+    """Of a replica in stages, requests go to the process that is its head and says so."""
+    replica, status = heads.get((placement.id, placement.epoch)), fleet.status_of(placement)
+    return (
+        replica is not None and status is not None and status.pipeline is not None and status.pipeline.serves == replica
+    )
 
 
 def newest_epochs(fleet: Snapshot) -> dict[str, Placement]:

@@ -47,7 +47,7 @@ def _key(record: Written) -> str:
         case Placement():
             return keys.placement(record.node, record.id)
         case Layout():
-            return keys.layout(record.node, record.id)
+            return keys.layout(record.id)
         case Refusal():
             return keys.refusal(record.deployment)
         case Absence():

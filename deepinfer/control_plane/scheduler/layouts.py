@@ -1,40 +1,20 @@
 """Which stage lies where, of every replica in stages. Pure: from what is placed and what its processes tell.
 
-What serves is left as it is. A stage that is lost, or whose host must go, is taken over by a spare with the same
+What serves is left as it is. A stage that is lost, or whose process must go, is taken over by a spare with the same
 layers; where there is none, or where stages are missing that could be there, the layers are cut anew over what is
-there. A host where a stage was lost is not seated again before it is another process.
+there. A lost head is followed by another process, which begins anew: its requests go on through the gateway. A process
+where a stage was lost is not seated again before it is another one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
+from deepinfer.control_plane.scheduler.members import Member, cut, member, seat_of
 from deepinfer.control_plane.scheduler.sight import Sight
 from deepinfer.fleet.model_shape import ModelShape
-from deepinfer.fleet.pipeline import Layers, Layout, PipelineState, Seat, hosts_name, is_hosts_name
-from deepinfer.fleet.resources import Intent, Node, Phase, Placement
-from deepinfer.planning.plan import LayersDoNotAddUp, Plan, plan, plan_by_hand
-from deepinfer.planning.task import OfferedDevice, Task
-
-_CONTEXT = 4096  # tokens of one request that must fit, where the deployment does not say
-
-
-@dataclass(frozen=True)
-class _Process:
-    """A head, or a host of a stage that can be seated."""
-
-    placement: Placement
-    node: Node
-    state: PipelineState
-
-    @property
-    def memory_bytes(self) -> int:
-        return sum(device.memory_bytes for device in self.node.devices if device.id in self.placement.devices)
-
-    def sits_in(self, seat: Seat) -> bool:
-        mine = (self.placement.id, self.placement.epoch, self.state.endpoint)
-        return mine == (seat.placement, seat.epoch, seat.endpoint)
+from deepinfer.fleet.pipeline import Layout, Seat, hosts_name, is_hosts_name
+from deepinfer.fleet.resources import Intent, Placement
 
 
 def layouts(sight: Sight) -> tuple[Layout, ...]:
@@ -45,149 +25,135 @@ def layouts(sight: Sight) -> tuple[Layout, ...]:
             found += _of_deployment(name, sight)
     made = {layout.id for layout in found}
     found += [layout for layout in sight.fleet.layouts if layout.id not in made and _still_serves(layout, sight)]
-    return tuple(sorted(found, key=lambda layout: (layout.node, layout.id)))
+    return tuple(sorted(found, key=lambda layout: layout.id))
 
 
 def _still_serves(layout: Layout, sight: Sight) -> bool:
-    """Its head is placed: it may drain, or be on a node that is not there."""
-    mine = (layout.node, layout.epoch)
-    return any((p.node, p.epoch) == mine for p in sight.placed.get(layout.id, ()))
+    """Its replica is placed: it may drain, or be on a node that is not there."""
+    return any(p.epoch == layout.epoch for p in sight.placed.get(layout.id, ()))
 
 
 def _of_deployment(name: str, sight: Sight) -> Iterator[Layout]:
-    """Heads by age; a host that one head has is not free for another."""
-    hosts = [process for p in sight.of_deployment.get(hosts_name(name), ()) if (process := _host(p, sight))]
-    before = {layout.id: layout for layout in sight.fleet.layouts if _still_serves(layout, sight)}
-    seated = {seat.placement for layout in before.values() for seat in layout.seats}
-    heads = [p for p in sight.of_deployment.get(name, ()) if p.intent is Intent.SERVE and p.node in sight.verified]
-    for head in sorted(heads, key=lambda p: p.replica):
-        had = before.get(head.id)
-        own = {seat.placement for seat in had.seats} if had else set()
-        free = [host for host in hosts if host.placement.id not in seated - own]
-        made = _layout(head, had or _last(head, sight), free, sight)
+    """Replicas by age; a process that one has is not free for another."""
+    hosts = [one for p in sight.of_deployment.get(hosts_name(name), ()) if (one := member(p, sight))]
+    before = {layout.id: layout for layout in sight.fleet.layouts}
+    taken = {one for layout in before.values() if _still_serves(layout, sight) for one in _processes(layout)}
+    replicas = [p for p in sight.of_deployment.get(name, ()) if p.intent is Intent.SERVE]
+    for placement in sorted(replicas, key=lambda p: p.replica):
+        had = before.get(placement.id)
+        own = _processes(had) if had else set()
+        members = [host for host in hosts if host.placement.id not in taken - own]
+        if (itself := member(placement, sight)) is not None:
+            members.insert(0, itself)
+        made = _Replica(placement, had, members).layout()
         if made is not None:
-            seated |= {seat.placement for seat in made.seats}
+            taken |= _processes(made)
             yield made
 
 
-def _last(head: Placement, sight: Sight) -> Layout | None:
-    """Of an earlier epoch of it: numbers go on from there."""
-    return next((layout for layout in sight.fleet.layouts if layout.id == head.id), None)
+def _processes(layout: Layout) -> set[str]:
+    return {layout.head, *(seat.placement for seat in layout.seats)}
 
 
-def _host(placement: Placement, sight: Sight) -> _Process | None:
-    node, status = sight.verified.get(placement.node), sight.fleet.status_of(placement)
-    if node is None or status is None or status.pipeline is None or placement.intent is not Intent.SERVE:
-        return None
-    if status.phase is not Phase.READY or not status.pipeline.endpoint or sight.must_leave(placement):
-        return None
-    return _Process(placement, node, status.pipeline)
+class _Replica:
+    """One replica, in one pass."""
+
+    def __init__(self, placement: Placement, had: Layout | None, members: Sequence[Member]) -> None:
+        self._placement = placement
+        self._last = had.number if had else 0
+        self._had = had if had is not None and had.epoch == placement.epoch else None
+        self._options = placement.spec.pipeline
+        self._avoided = _avoided(self._had, members)
+        usable = [one for one in members if one.state.endpoint not in self._avoided]
+        head = self._present_head(usable) or self._next_head(usable)
+        self._head = head
+        self._others = [one for one in usable if one is not head and head and one.can_speak_to(head)]
+
+    def layout(self) -> Layout | None:
+        had, head = self._had, self._head
+        if head is None or self._options is None:
+            return had  # nobody is there
+        if had is None:
+            return self._first(head) if len(self._others) >= self._options.stages - 1 else None
+        if head.placement.id != had.head:
+            return self._anew(head, f"{had.head} was lost; ") or had
+        return self._kept(had) or self._anew(head, "") or had
+
+    def _present_head(self, usable: Sequence[Member]) -> Member | None:
+        had = self._had
+        if had is None:
+            return None
+        is_it = (one for one in usable if (one.placement.id, one.placement.epoch) == (had.head, had.head_epoch))
+        return next(is_it, None)
+
+    def _next_head(self, usable: Sequence[Member]) -> Member | None:
+        """The replica's own process; else one that has no stage, which is the quickest."""
+        seated = _processes(self._had) if self._had else set()
+        order = sorted(usable, key=lambda one: (one.placement.id != self._placement.id, one.placement.id in seated))
+        if self._had is None:
+            return next((one for one in order if one.placement.id == self._placement.id), None)
+        return next(iter(order), None)
+
+    def _kept(self, had: Layout) -> Layout | None:
+        """As it is, or with spares in the place of what is lost. None: the layers must be cut anew."""
+        spares = [one for one in self._others if not any(one.sits_in(seat) for seat in had.seats)]
+        seats, replaced = list[Seat](), list[str]()
+        for seat in had.seats:
+            if any(one.sits_in(seat) for one in self._others):
+                seats.append(seat)
+            elif spares:
+                replaced.append(f"{seat.placement} on {seat.node}")
+                seats.append(seat_of(spares.pop(0), seat.layers))
+            else:
+                return None
+        if spares and self._options and len(seats) + 1 < self._options.stages:
+            return None  # one more can take part
+        changes = {"avoided": self._avoided}
+        if not replaced:
+            return had if self._avoided == had.avoided else had.model_copy(update=changes)
+        why = f"{', '.join(replaced)} replaced"
+        return had.model_copy(update={**changes, "number": had.number + 1, "seats": tuple(seats), "why": why})
+
+    def _first(self, head: Member) -> Layout | None:
+        return self._cut(head, self._others, "")
+
+    def _anew(self, head: Member, why: str) -> Layout | None:
+        """Over what is there; None where the model does not fit."""
+        seats = self._had.seats if self._had else ()
+        by_use = sorted(self._others, key=lambda one: not any(one.sits_in(seat) for seat in seats))
+        return self._cut(head, by_use, why)
+
+    def _cut(self, head: Member, others: Sequence[Member], why: str) -> Layout | None:
+        shape: ModelShape | None = head.state.shape
+        if shape is None or self._options is None:
+            return None
+        chosen = sorted(others[: self._options.stages - 1], key=lambda one: one.placement.id)  # where it was before
+        stages = cut(head, chosen, shape)
+        if not stages:
+            return None
+        return Layout(
+            id=self._placement.id,
+            epoch=self._placement.epoch,
+            number=self._last + 1,
+            head=head.placement.id,
+            head_epoch=head.placement.epoch,
+            node=head.placement.node,
+            layers=stages[0][1],
+            seats=tuple(seat_of(one, layers) for one, layers in stages[1:]),
+            avoided=self._avoided,
+            why=f"{why}{shape.layers} layers as {', '.join(str(stop - start) for _, (start, stop) in stages)}",
+        )
 
 
-def _layout(head: Placement, had: Layout | None, hosts: list[_Process], sight: Sight) -> Layout | None:
-    status, node = sight.fleet.status_of(head), sight.verified[head.node]
-    state = status.pipeline if status is not None and status.pipeline is not None else PipelineState()
-    own = _Process(head, node, state)
-    if had is not None and (had.epoch, had.node) != (head.epoch, head.node):
-        number, had = had.number, None  # another process: it begins anew
-    else:
-        number = had.number if had else 0
-    avoided = _avoided(had, state, hosts)
-    usable = [h for h in hosts if h.state.endpoint not in avoided and h.node.pipeline_key == node.pipeline_key]
-    options = head.spec.pipeline
-    if options is None:
-        return had
-    if had is not None:
-        return _kept(had, usable, avoided, options.stages) or _anew(own, usable, had, avoided) or had
-    if len(usable) < options.stages - 1 or state.shape is None:
-        return None  # they are coming up
-    first = Layout(id=head.id, node=head.node, epoch=head.epoch, number=number + 1, layers=(0, 1), seats=())
-    return _cut(own, usable[: options.stages - 1], first, state.shape)
-
-
-def _avoided(had: Layout | None, state: PipelineState, hosts: list[_Process]) -> tuple[str, ...]:
-    """Endpoints: also of the one that the head has just told to be lost."""
+def _avoided(had: Layout | None, members: Sequence[Member]) -> tuple[str, ...]:
+    """Endpoints: also of the stage that the head has just told to be lost, and of the head that all stages miss."""
     if had is None:
         return ()
-    lost = {seat.endpoint for seat in had.seats if state.number == had.number and seat.placement == state.lost}
-    there = {host.state.endpoint for host in hosts}
-    return tuple(sorted((lost | set(had.avoided)) & there))
-
-
-def _kept(had: Layout, usable: list[_Process], avoided: tuple[str, ...], stages: int) -> Layout | None:
-    """As it is, or with spares in the place of what is lost. None: the layers must be cut anew."""
-    spares = [host for host in usable if not any(host.sits_in(seat) for seat in had.seats)]
-    seats, replaced = [], []
-    for seat in had.seats:
-        if any(host.sits_in(seat) for host in usable):
-            seats.append(seat)
-        elif spares:
-            replaced.append(f"{seat.placement} on {seat.node}")
-            seats.append(_seat(spares.pop(0), seat.layers))
-        else:
-            return None
-    if len(seats) + 1 < stages and spares:
-        return None  # one more can take part
-    if not replaced:
-        return had if avoided == had.avoided else had.model_copy(update={"avoided": avoided})
-    why = f"{', '.join(replaced)} replaced"
-    return had.model_copy(update={"number": had.number + 1, "seats": tuple(seats), "avoided": avoided, "why": why})
-
-
-def _anew(head: _Process, usable: list[_Process], had: Layout, avoided: tuple[str, ...]) -> Layout | None:
-    """Cut over what is there; None where the model does not fit."""
-    options = head.placement.spec.pipeline
-    if head.state.shape is None or options is None:
-        return None
-    by_use = sorted(usable, key=lambda host: not any(host.sits_in(seat) for seat in had.seats))
-    next_one = had.model_copy(update={"number": had.number + 1, "avoided": avoided})
-    chosen = sorted(by_use[: options.stages - 1], key=lambda host: host.placement.id)  # who comes back is where it was
-    return _cut(head, chosen, next_one, head.state.shape)
-
-
-def _cut(head: _Process, hosts: list[_Process], layout: Layout, shape: ModelShape) -> Layout | None:
-    processes = [head, *hosts]
-    planned = _planned(processes, shape)
-    if planned is None or planned.stages[0].device != head.placement.id:
-        return None
-    by_id = {process.placement.id: process for process in processes}
-    seats = tuple(_seat(by_id[stage.device], (stage.start, stage.stop)) for stage in planned.stages[1:])
-    counts = ", ".join(str(stage.layers) for stage in planned.stages)
-    first = planned.stages[0]
-    return layout.model_copy(
-        update={"layers": (first.start, first.stop), "seats": seats, "why": f"{shape.layers} layers as {counts}"}
-    )
-
-
-def _planned(processes: list[_Process], shape: ModelShape) -> Plan | None:
-    """The head's device first: token ids go in there."""
-    spec = processes[0].placement.spec
-    context = min(spec.max_model_len or _CONTEXT, shape.longest_context)
-    task = Task(model=shape, devices=tuple(_offered(p, processes) for p in processes), context=context, concurrency=1)
-    try:
-        if spec.pipeline and spec.pipeline.layers and len(spec.pipeline.layers) == len(processes):
-            made = plan_by_hand(task, spec.pipeline.layers)
-        else:
-            made = plan(task)
-    except LayersDoNotAddUp:
-        made = plan(task)
-    return made if isinstance(made, Plan) else None
-
-
-def _offered(process: _Process, others: list[_Process]) -> OfferedDevice:
-    """Several stages on one device share it."""
-    mine = (process.node.name, process.placement.devices)
-    sharing = sum((other.node.name, other.placement.devices) == mine for other in others)
-    kind = process.placement.devices[0].partition(":")[0]
-    return OfferedDevice(name=process.placement.id, memory_bytes=process.memory_bytes // sharing, kind=kind)
-
-
-def _seat(host: _Process, layers: Layers) -> Seat:
-    placement = host.placement
-    return Seat(
-        placement=placement.id,
-        epoch=placement.epoch,
-        node=placement.node,
-        endpoint=host.state.endpoint,
-        layers=layers,
-    )
+    lost = set(had.avoided)
+    for one in members:
+        if one.placement.id == had.head and (one.state.serves, one.state.number) == (had.id, had.number):
+            lost |= {seat.endpoint for seat in had.seats if seat.placement == one.state.lost}
+    seated = [one for one in members if any(one.sits_in(seat) for seat in had.seats)]
+    if seated and all(one.state.misses == had.number for one in seated):
+        lost |= {one.state.endpoint for one in members if one.placement.id == had.head}
+    return tuple(sorted(lost & {one.state.endpoint for one in members}))

@@ -13,7 +13,7 @@ from deepinfer.engine_shim.engines.layer_shard.pipeline.handshake import Secret
 from deepinfer.engine_shim.engines.layer_shard.pipeline.head import Pipeline, Seat
 from deepinfer.engine_shim.engines.layer_shard.pipeline.messages import Peer
 from deepinfer.engine_shim.engines.layer_shard.pipeline.remote_stage import StageLost
-from deepinfer.engine_shim.engines.layer_shard.pipeline.served_stage import Capacity, ServedStage
+from deepinfer.engine_shim.engines.layer_shard.pipeline.served_stage import Capacity, Hosting, ServedStage
 from deepinfer.engine_shim.engines.layer_shard.schedule import Limits
 from deepinfer.engine_shim.engines.layer_shard.stage import Source, Stage, build_stage
 from deepinfer.engine_shim.token_engine import EngineInfo, SamplingParams, TokenRequest
@@ -26,7 +26,7 @@ def served_stage(folder: Path, name: str, journal_bytes: int = 1 << 20) -> Serve
     def build(layers: range) -> tuple[Stage, Capacity]:
         return build_stage(Source(folder, layers)), Capacity(LIMITS.kv_tokens, LIMITS.tokens_in_a_step, journal_bytes)
 
-    return ServedStage(("127.0.0.1", 0), SECRET, name, build)
+    return ServedStage(("127.0.0.1", 0), SECRET, name, Hosting(build))
 
 
 def seats_of(stages: Sequence[ServedStage], cuts: Sequence[int], layers: int = 7) -> list[Seat]:

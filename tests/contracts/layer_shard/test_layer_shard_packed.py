@@ -13,15 +13,16 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import linear, silu
+from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
 from deepinfer.engine_shim.engines.layer_shard.attention import Segment
 from deepinfer.engine_shim.engines.layer_shard.kernels import machine
+from deepinfer.engine_shim.engines.layer_shard.kernels.decode_attention import decode_attention
 from deepinfer.engine_shim.engines.layer_shard.kernels.gated_mlp import GatedMlp
 from deepinfer.engine_shim.engines.layer_shard.kernels.machine import Kernels, compiled_kernels
 from deepinfer.engine_shim.engines.layer_shard.kernels.packed_linear import PackedEmbedding, PackedLinear, packs_well
 from deepinfer.engine_shim.engines.layer_shard.kernels.probe import close, order_sensitive
-from deepinfer.engine_shim.engines.layer_shard.kv import KvSlab
+from deepinfer.engine_shim.engines.layer_shard.kv import KvShape, KvSlab
 from deepinfer.engine_shim.engines.layer_shard.stage import Source, Stage, build_stage
 from tests.contracts.layer_shard.conftest import NATIVE
 
@@ -130,6 +131,35 @@ def test_an_embedding_is_read_out_of_the_packed_head(kernels: Kernels, random: t
     assert torch.equal(PackedEmbedding(PackedLinear(weight, None, kernels))(ids), weight[ids])
 
 
+@pytest.mark.parametrize(("heads", "groups", "size"), [(9, 3, 64), (4, 4, 80), (8, 1, 128), (2, 2, 16), (2, 1, 256)])
+@pytest.mark.parametrize("window", [None, 24])
+def test_a_token_attends_alone_as_in_any_batch(
+    heads: int, groups: int, size: int, window: int | None, kernels: Kernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(heads)
+    monkeypatch.setattr(machine, "kernels_of_this_machine", lambda: kernels)
+    decode = decode_attention(heads, shape := KvShape(3, groups, size, torch.bfloat16, "cpu"))
+    assert decode is not None
+    lengths = [1, 5, 8, 16, 33, 250, 512, 700, 1024, 1900]
+    slabs = [KvSlab(shape, length + 3) for length in lengths]
+    query = 3 * torch.randn(1, len(lengths), heads, size).bfloat16().transpose(1, 2)
+    kept = [torch.randn(2, groups, length, size).bfloat16() for length in lengths]
+    for slab, both in zip(slabs, kept, strict=True):
+        slab.written(0, both.shape[2])[2].copy_(both)
+        slab.written(both.shape[2] - 1, both.shape[2])[2].zero_()  # the kernel writes the newest
+    key, value = (torch.stack([both[which, :, -1] for both in kept], dim=1)[None] for which in (0, 1))
+    out = decode(2, (query, key, value), decode.held(list(zip(slabs, lengths, strict=True))), None, window)
+    for number, (slab, both) in enumerate(zip(slabs, kept, strict=True)):
+        assert torch.equal(torch.cat(slab.held(both.shape[2])[2]), both)
+        one = slice(number, number + 1)
+        fresh = (query[:, :, one], key[:, :, one], value[:, :, one])
+        alone = decode(2, fresh, decode.held([(slab, lengths[number])]), None, window)
+        assert torch.equal(out[number], alone[0]), lengths[number]
+        keys, values = (both[:, :, -window:] if window else both).float()
+        exactly = scaled_dot_product_attention(fresh[0].float(), keys[None], values[None], enable_gqa=True)
+        assert close(out[number], exactly[0, :, 0]), lengths[number]
+
+
 @pytest.fixture
 def stage_of(
     tiny_model: Callable[..., Path], best_kernels: Kernels, monkeypatch: pytest.MonkeyPatch
@@ -215,6 +245,15 @@ def test_the_kernels_are_used_and_a_tied_head_is_held_once(stage_of: Callable[..
     head = untied._head
     assert isinstance(head, PackedLinear)
     assert untied.weight_bytes - stage.weight_bytes == 257 * 64 * 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what a process has mapped")
+def test_the_files_whose_weights_were_packed_are_let_go(
+    stage_of: Callable[..., Stage], tiny_model: Callable[..., Path]
+) -> None:
+    stage = stage_of("qwen2")
+    assert stage.weight_bytes
+    assert str(tiny_model("qwen2", torch.bfloat16)) not in Path("/proc/self/maps").read_text()
 
 
 @pytest.mark.skipif(

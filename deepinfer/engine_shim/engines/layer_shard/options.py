@@ -19,3 +19,4 @@ class Options:
     threads: int | None = None  # on a CPU; None: one for each core
     served_name: str | None = None
     layers: range | None = None  # None: all
+    end_token_ids: tuple[int, ...] = ()  # of a pipeline's head, which may not have read the folder's

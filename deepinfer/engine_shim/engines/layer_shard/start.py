@@ -9,20 +9,16 @@ from pathlib import Path
 from deepinfer.engine_shim.engine_args import layer_shard_args
 from deepinfer.engine_shim.engines.layer_shard.engine import LayerShardEngine
 from deepinfer.engine_shim.engines.layer_shard.options import Options
-from deepinfer.engine_shim.engines.layer_shard.pipeline.host import host_of_a_stage
-from deepinfer.engine_shim.engines.layer_shard.pipeline.serving import head_of_a_pipeline
+from deepinfer.engine_shim.engines.layer_shard.pipeline.member import MemberOf, joined
 from deepinfer.engine_shim.loading_thread import in_thread
 from deepinfer.engine_shim.pipeline_door import PipelineDoor
-from deepinfer.engine_shim.served_engine import ServedEngine
 from deepinfer.engine_shim.token_engine import TokenEngine
-from deepinfer.fleet.launch import EngineLaunch, PipelineRole
+from deepinfer.fleet.launch import EngineLaunch
 
 Progress = Callable[[str], None]
 
 
-async def started(
-    launch: EngineLaunch, folder: Path, progress: Progress, door: PipelineDoor | None
-) -> TokenEngine | ServedEngine:
+async def started(launch: EngineLaunch, folder: Path, progress: Progress, door: PipelineDoor | None) -> TokenEngine:
     """Raises a `LayerShardError` when the model cannot be served."""
     loop = asyncio.get_running_loop()
     options = _options(launch)
@@ -32,9 +28,10 @@ async def started(
 
     if launch.pipeline is None or door is None:
         return await in_thread(lambda: LayerShardEngine.from_folder(folder, options, tell))
-    if launch.pipeline.role is PipelineRole.HOST:
-        return await host_of_a_stage(launch, folder, options, door)
-    return await head_of_a_pipeline(launch, folder, options, door, tell=tell)
+    member = await joined(folder, options, launch.pipeline, MemberOf(launch.placement, door, tell))
+    if not launch.pipeline.is_ready_at_once:
+        await member.settled()
+    return member
 
 
 def _options(launch: EngineLaunch) -> Options:

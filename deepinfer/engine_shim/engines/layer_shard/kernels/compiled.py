@@ -10,8 +10,10 @@ from typing import Any
 from llvmlite import binding, ir  # type: ignore[import-untyped]
 
 from deepinfer.engine_shim.engines.layer_shard.kernels.attention_kernel import ARGUMENTS, define_attention
+from deepinfer.engine_shim.engines.layer_shard.kernels.exact_attention_kernel import define_exact_attended
 from deepinfer.engine_shim.engines.layer_shard.kernels.exact_linear_kernel import define_linear, scratch_floats
 from deepinfer.engine_shim.engines.layer_shard.kernels.norm_kernel import define_norm
+from deepinfer.engine_shim.engines.layer_shard.kernels.packed_attention_kernel import define_packed_attended
 from deepinfer.engine_shim.engines.layer_shard.kernels.packed_linear_kernel import ARGUMENTS as PACKED_ARGUMENTS
 from deepinfer.engine_shim.engines.layer_shard.kernels.packed_linear_kernel import (
     AVX2,
@@ -20,6 +22,8 @@ from deepinfer.engine_shim.engines.layer_shard.kernels.packed_linear_kernel impo
     Shape,
     define_packed_linear,
 )
+from deepinfer.engine_shim.engines.layer_shard.kernels.rotation_kernel import ARGUMENTS as ROTATION_ARGUMENTS
+from deepinfer.engine_shim.engines.layer_shard.kernels.rotation_kernel import define_rotation
 
 Kernel = Callable[..., None]  # of addresses and sizes, as its `define_…` says
 
@@ -36,6 +40,7 @@ class CompiledKernels:
         self.scratch_floats = scratch_floats
         self.norm = self._function("norm", 7)
         self.attention = self._function("attention", ARGUMENTS)
+        self.rotate = self._function("rotate", ROTATION_ARGUMENTS)
         if packing is None:
             self.linear = self._function("linear", 8)
         else:
@@ -57,10 +62,13 @@ def _module(packing: Shape | None) -> ir.Module:
     module = ir.Module("kernels")
     if packing is None:
         define_linear(module)
+        define_exact_attended(module)
     else:
+        define_packed_attended(module, packing.lanes)
         define_packed_linear(module, packing)
     define_norm(module)
     define_attention(module)
+    define_rotation(module)
     return module
 
 

@@ -104,10 +104,10 @@ def load(b: ir.IRBuilder, address: Any, kind: ir.Type = FLOATS) -> Any:
     return b.load(address, typ=kind, align=4)
 
 
-def widened(b: ir.IRBuilder, address: Any) -> Any:
+def widened(b: ir.IRBuilder, address: Any, lanes: int = LANES) -> Any:
     """The bf16 numbers of a register at `address` as fp32: a bf16 is the upper half of one."""
-    wide = b.zext(b.load(address, typ=ir.VectorType(I16, LANES), align=2), ir.VectorType(I32, LANES))
-    return b.bitcast(b.shl(wide, same(16, wide.type)), FLOATS)
+    wide = b.zext(b.load(address, typ=ir.VectorType(I16, lanes), align=2), ir.VectorType(I32, lanes))
+    return b.bitcast(b.shl(wide, same(16, wide.type)), ir.VectorType(F32, lanes))
 
 
 def part(b: ir.IRBuilder, vector: Any, first: int, lanes: int) -> Any:
@@ -119,10 +119,10 @@ def lane(b: ir.IRBuilder, vector: Any, number: int) -> Any:
     return b.extract_element(vector, ir.Constant(I32, number))
 
 
-def spread(b: ir.IRBuilder, value: Any) -> Any:
+def spread(b: ir.IRBuilder, value: Any, kind: ir.VectorType = FLOATS) -> Any:
     """A number in every lane."""
-    one = b.insert_element(ir.Constant(FLOATS, ir.Undefined), value, ir.Constant(I32, 0))
-    return b.shuffle_vector(one, one, same(0, ir.VectorType(I32, LANES)))
+    one = b.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(I32, 0))
+    return b.shuffle_vector(one, one, same(0, ir.VectorType(I32, kind.count)))
 
 
 def lanes_added(b: ir.IRBuilder, vector: Any) -> Any:

@@ -21,7 +21,7 @@ class Joined:
 
     def piece(self, number: int, x: Tensor) -> Tensor:
         if self._input is not x:
-            self._input, self._pieces = x, torch.split(self.whole(x), self._sizes, dim=-1)
+            self._input, self._pieces = x, torch.split_with_sizes(self.whole(x), self._sizes, -1)
         piece = self._pieces[number]
         if number == len(self._sizes) - 1:
             self._input, self._pieces = None, ()

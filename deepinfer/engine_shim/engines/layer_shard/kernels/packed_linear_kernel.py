@@ -38,6 +38,7 @@ from deepinfer.engine_shim.engines.layer_shard.kernels.ir import (
     room,
     same,
     sigmoid,
+    spread,
     store_bf16,
 )
 
@@ -110,18 +111,13 @@ def _define_tile(module: ir.Module, shape: Shape, rows: int) -> None:
         weights = [_operand(b, shape, bits) for bits in weights]
         following = []
         for row, address in enumerate(x_rows):
-            pair = _operand(b, shape, _spread_bits(b, load(b, at(b, address, turn.index, I32), I32), shape.lanes))
+            pair = _operand(b, shape, spread(b, load(b, at(b, address, turn.index, I32), I32), whole))
             totals = turn.values[row * REGISTERS : (row + 1) * REGISTERS]
             following += [_added(b, shape, total, pair, w) for total, w in zip(totals, weights, strict=True)]
         turn.following = following
     for total, place in zip(turn.results, places, strict=True):
         b.store(total, place, align=4)
     b.ret_void()
-
-
-def _spread_bits(b: ir.IRBuilder, value: Any, lanes: int) -> Any:
-    one = b.insert_element(ir.Constant(ir.VectorType(I32, lanes), ir.Undefined), value, ir.Constant(I32, 0))
-    return b.shuffle_vector(one, one, same(0, ir.VectorType(I32, lanes)))
 
 
 def _operand(b: ir.IRBuilder, shape: Shape, pairs: Any) -> tuple[Any, ...]:

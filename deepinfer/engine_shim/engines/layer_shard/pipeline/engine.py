@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 
 from deepinfer.engine_shim.engines.layer_shard.engine import LayerShardEngine
 from deepinfer.engine_shim.engines.layer_shard.pipeline.head import Pipeline, Seat
@@ -19,14 +19,9 @@ class PipelineEngine(LayerShardEngine):
     def __init__(self, pipeline: Pipeline, limits: Limits, info: EngineInfo, *, threads: int = 1) -> None:
         super().__init__(pipeline, limits, info, threads=threads)
         self._pipeline = pipeline
-        self._companions: list[asyncio.Task[None]] = []
         self._arranged = asyncio.Condition()
         self._waits = 0
         self._kv_tokens = limits.kv_tokens  # answers may have been promised so many; more are of no use
-
-    def accompany(self, *companions: Coroutine[object, object, None]) -> None:
-        """Run these as long as the engine is open."""
-        self._companions += [asyncio.get_running_loop().create_task(companion) for companion in companions]
 
     async def arrange(self, epoch: int, seats: Sequence[Seat], first: Stage | None = None) -> None:
         """Go on with these stages, and with other layers here if there are: requests that run lose nothing but time.
@@ -52,8 +47,3 @@ class PipelineEngine(LayerShardEngine):
         """While a stage is missing, waiting for it is what there is to do: it is no stall."""
         self._waits += not self._pipeline.is_whole
         return super().work_done() + self._waits
-
-    async def close(self) -> None:
-        for companion in self._companions:
-            companion.cancel()
-        await super().close()

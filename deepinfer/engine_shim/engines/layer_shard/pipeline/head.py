@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import logging
 import queue
+import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -26,6 +28,7 @@ from deepinfer.engine_shim.engines.layer_shard.pipeline.handshake import Secret
 from deepinfer.engine_shim.engines.layer_shard.pipeline.journal import Journal
 from deepinfer.engine_shim.engines.layer_shard.pipeline.link import Link
 from deepinfer.engine_shim.engines.layer_shard.pipeline.messages import (
+    Beat,
     Begin,
     Begun,
     Layers,
@@ -43,6 +46,7 @@ from deepinfer.engine_shim.engines.layer_shard.steps import Again
 
 LOADING_SECONDS: Final = 900.0
 BEGINNING_SECONDS: Final = 10.0
+BEAT_SECONDS: Final = 0.25
 FILLING_SECONDS: Final = 60.0  # for each batch
 
 log = logging.getLogger(__name__)
@@ -76,6 +80,8 @@ class Pipeline:
         self._sent: dict[int, tuple[float, int]] = {}
         self._broken: StageLost | None = None
         self._is_empty = False  # the layers here hold nothing of sequences that run
+        self._released = threading.Event()
+        threading.Thread(target=self._beat, name="pipeline-beat", daemon=True).start()
 
     def prepare(self, seats: Sequence[Seat]) -> None:
         """Connect to those that are new, and have their layers loaded. Blocking, beside what is served. Raises
@@ -136,6 +142,7 @@ class Pipeline:
         return None
 
     def release(self) -> None:
+        self._released.set()
         for stage in self._stages.values():
             stage.close()
         self._close_next()
@@ -199,6 +206,13 @@ class Pipeline:
             send_rows(self._next, self.epoch, Passed(batch, times), rows)
         except OSError as error:
             self._gone(StageLost(self._seats[0].peer.name, str(error)))
+
+    def _beat(self) -> None:
+        """So that the stages know that their head is there."""
+        while not self._released.wait(BEAT_SECONDS):
+            for stage in tuple(self._stages.values()):
+                with suppress(StageLost):  # told by its reader
+                    stage.order(Beat())
 
     def _connect_next(self) -> None:
         peer, epoch = self._seats[0].peer, self.epoch

@@ -46,7 +46,11 @@ class Refill(Struct, frozen=True, tag=True):
     batch: Batch
 
 
-Order = Load | Begin | Refill
+class Beat(Struct, frozen=True, tag=True):
+    """The head is there."""
+
+
+Order = Load | Begin | Refill | Beat
 
 
 class Alive(Struct, frozen=True, tag=True):

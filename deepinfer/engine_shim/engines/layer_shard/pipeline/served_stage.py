@@ -45,6 +45,7 @@ from deepinfer.engine_shim.engines.layer_shard.stage import Stage
 from deepinfer.engine_shim.engines.layer_shard.stage_work import StageWork
 
 BEAT_SECONDS: Final = 0.25
+HEAD_SILENT_SECONDS: Final = 2.5
 _STEPS_REMEMBERED: Final = 256  # more than are ever under way
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,21 @@ class Capacity:
 
 
 @dataclass(frozen=True)
+class Hosting:
+    """What a stage is made with. `build` reads the weights of a range of layers and says what fits beside them;
+    `misses` is told, from other threads, the epoch whose head is not heard any more, and 0 when one is."""
+
+    build: Callable[[range], tuple[Stage, Capacity]]
+    threads: int = 1
+    misses: Callable[[int], None] = lambda epoch: None
+
+
+@dataclass(frozen=True)
+class _Leave:
+    pass
+
+
+@dataclass(frozen=True)
 class _Arrived:
     frame: Frame
     passed: Passed
@@ -67,17 +83,10 @@ class _Arrived:
 
 
 class ServedStage:
-    """Listens as soon as it is made; `build` reads the weights of a range of layers and says what fits beside them."""
+    """Listens as soon as it is made."""
 
-    def __init__(
-        self,
-        address: tuple[str, int],
-        secret: Secret,
-        name: str,
-        build: Callable[[range], tuple[Stage, Capacity]],
-        threads: int = 1,
-    ) -> None:
-        self.name, self._secret, self._build, self._threads = name, secret, build, threads
+    def __init__(self, address: tuple[str, int], secret: Secret, name: str, hosting: Hosting) -> None:
+        self.name, self._secret, self._hosting = name, secret, hosting
         self._head: Link | None = None
         self._upstream: set[Link] = set()
         self._downstream: Link | None = None
@@ -89,7 +98,7 @@ class ServedStage:
         self._capacity = Capacity(0, 0)
         self._tokens, self._busy = 0, 0.0
         self._steps: deque[int] = deque(maxlen=_STEPS_REMEMBERED)  # of this epoch
-        self._todo: queue.SimpleQueue[_Arrived | Begin | Refill | None] = queue.SimpleQueue()
+        self._todo: queue.SimpleQueue[_Arrived | Begin | Refill | _Leave | None] = queue.SimpleQueue()
         self._closed = threading.Event()
         self._listener = Listener(address, secret, name, self._admitted)
         self._computing = threading.Thread(target=self._compute, name="stage", daemon=True)
@@ -111,6 +120,10 @@ class ServedStage:
         held = sum(stage.weight_bytes for stage, _ in tuple(self._loaded.values()))
         work = self._work
         return held + (work.kv_tokens_held * work.stage.kv_shape.bytes_per_token if work else 0)
+
+    def leave(self) -> None:
+        """Hold nothing of any head, for this process is one now."""
+        self._todo.put(_Leave())
 
     def close(self) -> None:
         """Stop after the batch under way, and free the memory."""
@@ -147,6 +160,7 @@ class ServedStage:
                         self._todo.put(refill)
         if self._head is link:
             self._head = None
+            self._hosting.misses(self._epoch)
 
     def _read_rows(self, link: Link) -> None:
         work = self._work
@@ -165,7 +179,7 @@ class ServedStage:
         try:
             if layers not in self._loaded:
                 self._report(messages.Alive(message=f"reading the weights of layers {layers[0]} to {layers[1] - 1}"))
-                self._loaded[layers] = self._build(range(*layers))
+                self._loaded[layers] = self._hosting.build(range(*layers))
         except LayerShardError as error:
             self._report(Trouble(0, str(error)))
         except Exception as error:
@@ -176,19 +190,21 @@ class ServedStage:
             self._report(Loaded(layers, stage.weight_bytes, capacity.kv_tokens, stage.max_model_len))
 
     def _compute(self) -> None:
-        torch.set_num_threads(self._threads)  # OpenMP counts threads for each calling thread
+        torch.set_num_threads(self._hosting.threads)  # OpenMP counts threads for each calling thread
         while (todo := self._todo.get()) is not None:
             try:
                 match todo:
                     case Begin():
                         self._begin(todo)
+                    case _Leave():
+                        self._leave()
                     case Refill(epoch, batch) if epoch == self._epoch:
                         self._hand_on(Passed(batch), self._journal.rows_of(batch.spans))
                     case _Arrived() if todo.frame.header.epoch == self._epoch:
                         self._pass_on(todo)
             except Exception as error:  # whatever was asked, the next order may be a better one
                 log.warning("stage %s could not hand a batch on: %r", self.name, error)
-                epoch = self._epoch if isinstance(todo, _Arrived) else todo.epoch
+                epoch = todo.epoch if isinstance(todo, Begin | Refill) else self._epoch
                 self._report(Trouble(epoch, f"could not hand a batch on: {error}", self._lost(error)))
             finally:
                 if isinstance(todo, _Arrived):
@@ -209,15 +225,24 @@ class ServedStage:
         kept = self._work is not None and self._work.stage is stage and not begin.anew
         if not kept:
             self._work, self._journal = StageWork(stage), Journal(self._capacity.journal_bytes)
-        if begin.downstream:
-            self._downstream = rows_link(begin.downstream, self._secret, partial(self._missed, begin))
+        if peer := begin.downstream:
+            self._downstream = rows_link(peer, self._secret, partial(self._missed, peer, begin.epoch))
         self._epoch, self._index = begin.epoch, begin.index
         self._steps.clear()
+        if head := self._head:
+            head.patience(HEAD_SILENT_SECONDS)
+            self._hosting.misses(0)
         self._report(messages.Begun(begin.epoch, kept, self._journal.held))
 
-    def _missed(self, begin: Begin, why: str) -> None:
-        if begin.downstream:
-            self._report(Trouble(begin.epoch, f"does not reach the next stage: {why}", begin.downstream.name))
+    def _leave(self) -> None:
+        head, self._head, self._work = self._head, None, None
+        for link in (head, self._downstream, *tuple(self._upstream)):
+            if link:
+                link.close()
+        self._downstream, self._loaded, self._journal = None, {}, Journal(0)
+
+    def _missed(self, peer: Peer, epoch: int, why: str) -> None:
+        self._report(Trouble(epoch, f"does not reach the next stage: {why}", peer.name))
 
     def _lost(self, error: Exception) -> str:
         return self._following.name if self._following and isinstance(error, OSError) else ""
