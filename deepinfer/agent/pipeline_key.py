@@ -12,6 +12,7 @@ import hmac
 import os
 import secrets
 import stat
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,10 +29,8 @@ class PipelineKey:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with suppress(FileExistsError):
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(secrets.token_hex(_BYTES).encode())
+        if not path.exists():
+            _make(path)
         found = path.stat()
         if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
             raise InvalidConfig(f"{path} must be yours alone to read (chmod 600 {path}): it lets in who knows it.")
@@ -52,3 +51,16 @@ class PipelineKey:
         whose = f"{deployment_served(placement.deployment)} {uid}"
         secret = hmac.digest(self._key, whose.encode(), hashlib.sha256).hex()
         return PipelineLaunch(secret=secret, host=host, is_ready_at_once=is_hosts_name(placement.deployment))
+
+
+def _make(path: Path) -> None:
+    """All of it at once: who starts at the same time finds no key, or the whole of it; the first one's is kept."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # for nobody else to read
+    made = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_hex(_BYTES).encode())
+        with suppress(FileExistsError):
+            path.hardlink_to(made)
+    finally:
+        made.unlink()

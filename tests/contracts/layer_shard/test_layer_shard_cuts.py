@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -26,7 +25,6 @@ LINKS = {
     "head to last stage, orders": (1, (Role.HEAD,)),
     "head to first stage, rows": (0, (Role.ROWS,)),
     "stage to stage, rows": (1, (Role.ROWS,)),
-    "all of the last stage": (1, (Role.HEAD, Role.ROWS)),
 }
 
 
@@ -81,7 +79,6 @@ async def undisturbed(pipeline: Cuttable, prompts: list[list[int]]) -> list[list
     ("how", "link"),
     [
         *(("silence", link) for link in LINKS),
-        ("reset", "head to last stage, orders"),
         ("reset", "head to first stage, rows"),
         ("reset", "stage to stage, rows"),
     ],
@@ -133,11 +130,14 @@ async def test_who_cannot_be_reached_by_the_stage_before_it_is_the_one_to_replac
 
 
 async def test_a_network_that_heals_is_used_again(pipeline: Cuttable, prompts: list[list[int]]) -> None:
-    whole: Any = await undisturbed(pipeline, prompts)
+    whole = await undisturbed(pipeline, prompts)
 
     async def reset_for_a_moment() -> None:
         pipeline.network["stage-1"].reset(Role.HEAD, Role.ROWS)
         assert (await pipeline.lost.get()).stage == "stage-1"
-        await pipeline.engine.arrange(2, pipeline.seats)
+        with suppress(StageLost):  # one of its two connections may have been seen to end, and not yet the other
+            await pipeline.engine.arrange(2, pipeline.seats)
+            return
+        await pipeline.engine.arrange(3, pipeline.seats)
 
     assert await answers_amid(pipeline.engine, prompts, GREEDY, reset_for_a_moment) == whole

@@ -32,13 +32,14 @@ class Line:
         self._xy = keep * self._xy + x * y
 
     def at(self, x: float) -> float:
-        """Where only one x was seen, a quarter of the time is taken for fixed."""
+        """Where only one x was seen, a quarter of the time is taken for fixed. No line falls, or begins below 0."""
         if not self._weight:
             return 0.0
         mean_x, mean_y = self._x / self._weight, self._y / self._weight
         spread = self._xx / self._weight - mean_x**2
-        each = (self._xy / self._weight - mean_x * mean_y) / spread if spread > 0.01 * mean_x**2 + 1e-9 else -1.0
-        if not 0.0 <= each * mean_x <= mean_y:
+        if spread > 0.01 * mean_x**2 + 1e-9:
+            each = max(0.0, min((self._xy / self._weight - mean_x * mean_y) / spread, mean_y / mean_x))
+        else:
             each = 0.75 * mean_y / mean_x
         return mean_y + each * (x - mean_x)
 
@@ -60,7 +61,7 @@ class Depth:
         self._hops = hops if not self._hops else self._hops + _NEWEST_WEIGHS * (hops - self._hops)
 
     def groups(self, sequences: int) -> int:
-        """For so many sequences; as many as there are stages until something was learned."""
+        """For so many sequences; two until something was learned."""
         if not self._stages:
             return max(1, min(sequences, 2))
         best, rate = 1, 0.0

@@ -205,8 +205,8 @@ class ServedStage:
         if not kept:
             self._last_batch = 0
             self._work, self._journal = StageWork(stage), Journal(self._capacity.journal_bytes)
-        if begin.downstream:
-            self._downstream = rows_link(begin.downstream, self._secret, partial(self._missed, begin))
+        if peer := begin.downstream:
+            self._downstream = rows_link(peer, self._secret, partial(self._missed, peer, begin.epoch))
         self._epoch, self._index = begin.epoch, begin.index
         self._steps.clear()
         if head := self._head:
@@ -216,16 +216,14 @@ class ServedStage:
 
     def _leave(self) -> None:
         head, self._head, self._work = self._head, None, None
-        if head:
-            head.close()
-        if self._downstream:
-            self._downstream.close()
+        for link in (head, self._downstream, *tuple(self._upstream)):
+            if link:
+                link.close()
         self._downstream, self._journal = None, Journal(0)
         self._layers.clear()
 
-    def _missed(self, begin: Begin, why: str) -> None:
-        if begin.downstream:
-            self._report(Trouble(begin.epoch, f"does not reach the next stage: {why}", begin.downstream.name))
+    def _missed(self, peer: Peer, epoch: int, why: str) -> None:
+        self._report(Trouble(epoch, f"does not reach the next stage: {why}", peer.name))
 
     def _lost(self, error: Exception) -> str:
         return self._following.name if self._following and isinstance(error, OSError) else ""
