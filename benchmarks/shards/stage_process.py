@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.shards.agreed import KV_TOKENS, LONGEST_STEP, SECRET
-from deepinfer.engine_shim.engines.layer_shard.pipeline.served_stage import Capacity, ServedStage
+from deepinfer.engine_shim.engines.layer_shard.pipeline.served_stage import Capacity, Hosting, ServedStage
 from deepinfer.engine_shim.engines.layer_shard.stage import Source, Stage, build_stage
 
 
@@ -21,7 +21,7 @@ def main(folder: Path, name: str, threads: int) -> None:
     def build(layers: range) -> tuple[Stage, Capacity]:
         return build_stage(Source(folder, layers)), Capacity(KV_TOKENS, LONGEST_STEP)
 
-    stage = ServedStage(("127.0.0.1", 0), SECRET, name, build, threads)
+    stage = ServedStage(("127.0.0.1", 0), SECRET, name, Hosting(build, threads))
     print(stage.endpoint, flush=True)
     sys.stdin.read()
 
