@@ -60,8 +60,8 @@ def cut(head: Member, others: Sequence[Member], shape: ModelShape) -> list[tuple
     """Who has which layers, in order; the head has the first, for there token ids go in. Empty where nothing fits."""
     members = [head, *others]
     planned = _planned(members, shape)
-    if planned is None or planned.stages[0].device != head.placement.id:
-        return []
+    if planned is None or len(planned.stages) < 2:
+        return []  # a pipeline has a stage after its head
     by_id = {one.placement.id: one for one in members}
     return [(by_id[stage.device], (stage.start, stage.stop)) for stage in planned.stages]
 
@@ -70,7 +70,7 @@ def _planned(members: Sequence[Member], shape: ModelShape) -> Plan | None:
     spec = members[0].placement.spec
     context = min(spec.max_model_len or _CONTEXT, shape.longest_context)
     devices = tuple(_offered(one, members) for one in members)
-    task = Task(model=shape, devices=devices, context=context, concurrency=1)
+    task = Task(model=shape, devices=devices, context=context, concurrency=1, head_first=True)
     if spec.pipeline and spec.pipeline.layers and len(spec.pipeline.layers) == len(members):
         try:
             by_hand = plan_by_hand(task, spec.pipeline.layers)
