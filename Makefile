@@ -10,9 +10,10 @@ TO_DEVELOP := $(VENV)/.installed-to-develop
 ROWS :=
 PEERS :=
 POLICIES :=
+PARTS :=
 
 .DEFAULT_GOAL := help
-.PHONY: help up install test test-faults check protos bench-dynamo bench-engine bench-fleet bench-gateway bench-kv-index bench-overload bench-routing bench-routing-overhead bench-routing-sim bench-streams bench-vllm clean
+.PHONY: help up install test test-faults check protos bench-dynamo bench-engine bench-fleet bench-gateway bench-kv-index bench-overload bench-routing bench-routing-overhead bench-routing-sim bench-shards bench-streams bench-vllm clean demo-shards
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,9 +70,16 @@ bench-kv-index: $(TO_DEVELOP) ## Measure the router's index: a long prompt in a 
 bench-routing-sim: $(TO_DEVELOP) ## Measure routing beside its peers' formulas on fleets of simulated engines, in virtual time
 	$(BIN)/python -u -m benchmarks.routing_sim
 
+bench-shards: $(TO_DEVELOP) ## Measure pipelines of stages beside one stage, transformers and vLLM (PARTS=hop,stages,delay,losing,peers: these only)
+	@case ",$(or $(PARTS),peers)," in *,peers,*) $(BIN)/deepinfer engine install vllm --cpu ;; esac
+	$(BIN)/python -u -m benchmarks.shards $(if $(PARTS),--parts $(PARTS))
+
 bench-vllm: $(TO_DEVELOP) ## Measure a vLLM behind deepinfer beside a bare one on this machine
 	$(BIN)/deepinfer engine install vllm --cpu
 	$(BIN)/python -u -m benchmarks.vllm
+
+demo-shards: $(TO_RUN) ## Cut a model over three workers that are too small for it, and kill one of them; a minute
+	@exec $(BIN)/python -m benchmarks.shards.demo
 
 clean: ## Remove .venv and caches; models and data stay
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -69,7 +69,7 @@ def bare_vllm(name: str, home: Path, dtype: str, python: Path | None, *, same_op
     }
     server = BareVllm(python, home / f"{name}.log", flags, environment)
     try:
-        _wait(name, server.is_ready, lambda: "starting")
+        wait_until(name, server.is_ready, lambda: "starting")
         yield Side(name, server.port, (server.pid,))
     finally:
         print(f"{name}: stopping", flush=True)
@@ -93,7 +93,7 @@ def deepinfer_vllm(name: str, home: Path, dtype: str) -> Iterator[Side]:
             engine_args={"enforce_eager": True},
             env=ON_CPU,
         )
-        _wait(name, lambda: _status(fleet)["phase"] == "ready", lambda: json.dumps(_status(fleet)))
+        wait_until(name, lambda: _status(fleet)["phase"] == "ready", lambda: json.dumps(_status(fleet)))
         (replica,) = fleet.wait_ready(MODEL)
         assert fleet.serve is not None
         yield Side(name, fleet.port, (fleet.serve.pid, replica["pid"]))
@@ -109,7 +109,7 @@ def _status(fleet: Fleet) -> dict[str, object]:
     return status
 
 
-def _wait(name: str, ready: Callable[[], bool], doing: Callable[[], str]) -> None:
+def wait_until(name: str, ready: Callable[[], bool], doing: Callable[[], str]) -> None:
     for second in range(START_SECONDS):
         if ready():
             print(f"{name}: ready", flush=True)

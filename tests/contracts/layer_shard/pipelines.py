@@ -11,9 +11,10 @@ from pathlib import Path
 from deepinfer.engine_shim.engines.layer_shard.pipeline.engine import PipelineEngine
 from deepinfer.engine_shim.engines.layer_shard.pipeline.handshake import Secret
 from deepinfer.engine_shim.engines.layer_shard.pipeline.head import Pipeline, Seat
+from deepinfer.engine_shim.engines.layer_shard.pipeline.hosting import Capacity, Hosting
 from deepinfer.engine_shim.engines.layer_shard.pipeline.messages import Peer
 from deepinfer.engine_shim.engines.layer_shard.pipeline.remote_stage import StageLost
-from deepinfer.engine_shim.engines.layer_shard.pipeline.served_stage import Capacity, Hosting, ServedStage
+from deepinfer.engine_shim.engines.layer_shard.pipeline.served_stage import ServedStage
 from deepinfer.engine_shim.engines.layer_shard.schedule import Limits
 from deepinfer.engine_shim.engines.layer_shard.stage import Source, Stage, build_stage
 from deepinfer.engine_shim.token_engine import EngineInfo, SamplingParams, TokenRequest

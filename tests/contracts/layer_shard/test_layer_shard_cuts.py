@@ -1,4 +1,4 @@
-"""The network is cut between processes of a pipeline: it is noticed, told with the right name, no answer changes."""
+"""The network is cut between processes of a pipeline: that is told with the right name, and no answer changes."""
 
 from __future__ import annotations
 

@@ -210,6 +210,22 @@ def test_every_family_answers_alone_as_in_any_batch(
             assert equal(together[number], alone[number]), (count, pause, number)
 
 
+def test_every_family_computes_again_the_very_rows_it_computed_one_by_one(
+    family: str, stage_of: Callable[..., Stage], random: torch.Generator
+) -> None:
+    """What a lost stage held is filled in by one step of single tokens that see each other."""
+    stage = stage_of(family, CUTS[0])
+    tokens = torch.randint(3, 257, (21,), generator=random)
+    before, anew = KvSlab(stage.kv_shape, 32), KvSlab(stage.kv_shape, 32)
+    rows = [stage.forward(tokens[:9], torch.arange(9), [Segment(before, 0, 9)])]
+    for at in range(9, 21):
+        rows.append(stage.forward(tokens[at : at + 1], torch.tensor([at]), [Segment(before, at, 1)]))
+    singles = [Segment(anew, at, 1, again=True) for at in range(9, 21)]
+    order = torch.cat((torch.arange(9, 21), torch.arange(9)))
+    filled = stage.forward(tokens[order], order, [*singles, Segment(anew, 0, 9)])
+    assert torch.equal(filled, torch.cat(rows)[order])
+
+
 def test_stages_compute_the_very_bits_of_the_whole(
     family: str, stage_of: Callable[..., Stage], prompts: list[list[int]]
 ) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from deepinfer.engine_shim.token_engine import SamplingParams
-from tests.contracts.layer_shard.pipelines import Pipelined, answer_of, pipelined
+from deepinfer.engine_shim.engines.layer_shard.stage import Source, build_stage
+from deepinfer.engine_shim.token_engine import SamplingParams, TokenRequest
+from tests.contracts.layer_shard.pipelines import Pipelined, answer_of, pipelined, seats_of
 
 GREEDY = SamplingParams(max_tokens=24, temperature=0, ignore_eos=True)
 SEEDED = SamplingParams(
@@ -46,8 +47,6 @@ async def losing(pipeline: Pipelined, number: int, prompts: list[list[int]], sam
     answers: list[list[int]] = [[] for _ in prompts]
 
     async def ask(at: int) -> None:
-        from deepinfer.engine_shim.token_engine import TokenRequest
-
         async for delta in pipeline.engine.generate(TokenRequest(str(at), tuple(prompts[at]), sampling)):
             assert not delta.error
             answers[at] += delta.token_ids
@@ -83,3 +82,33 @@ async def test_a_lost_stage_is_replaced_and_no_answer_changes(
     async with pipelined(folder, (2, 5), journal_bytes) as pipeline:
         assert await losing(pipeline, number, prompts, sampling) == whole
         assert await answers_of(pipeline.engine, prompts, sampling) == whole
+
+
+async def test_stages_join_and_leave_fifty_times_in_mid_run(
+    tiny_model: Callable[..., Path], serve: Callable[..., Any], prompts: list[list[int]]
+) -> None:
+    """Also the head's own layers change each time. Nobody loses a request, and no answer is another one."""
+    folder = tiny_model("llama")
+    async with serve(folder) as engine:
+        whole = await answers_of(engine, prompts)
+    async with pipelined(folder, (2, 5)) as pipeline:
+        wide, narrow = pipeline.seats, seats_of(pipeline.stages[:1], (4,))
+        changed = asyncio.Event()
+
+        async def change() -> None:
+            for number in range(50):
+                seats, layers = (narrow, range(4)) if number % 2 == 0 else (wide, range(2))
+                await pipeline.engine.arrange(number + 2, seats, build_stage(Source(folder, layers)))
+            changed.set()
+
+        async def ask() -> int:
+            rounds = 0
+            while not changed.is_set():
+                assert await answers_of(pipeline.engine, prompts) == whole
+                rounds += 1
+            return rounds
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(change())
+            asking = tasks.create_task(ask())
+        assert asking.result() > 1

@@ -44,7 +44,7 @@ class RaggedBatch:
     """A step's segments with their memory views, taken once for all layers. Single tokens must come first.
 
     Of these, first the ones of a sequence each, then those that are computed `again`: they see what others of the step
-    only write, which torch's way does before any attention, and the kernel in the midst of it.
+    only write, so all is written before any attention. Then the kernel attends, as it did when they came one by one.
     """
 
     def __init__(self, segments: Sequence[Segment], decode: DecodeAttention | None = None) -> None:
@@ -56,6 +56,7 @@ class RaggedBatch:
         self._by_kernel = alone if decode else 0
         if decode:
             self._held = decode.held([(s.slab, s.start + 1) for s in segments[:alone]])
+            self._held_again = decode.held([(s.slab, s.start + 1) for s in segments[alone:singles]])
         segments = segments[self._by_kernel :]
         self._singles = singles - self._by_kernel
         self._counts = [segment.count for segment in segments]
@@ -76,13 +77,17 @@ class RaggedBatch:
         if self._counts:
             rest = slice(self._by_kernel, None)
             fresh = (query[:, :, rest], key[:, :, rest], value[:, :, rest])
-            outputs += self._by_torch(self._layers[layer], fresh, how)
+            outputs += self._all_written_first(layer, fresh, how)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
-    def _by_torch(self, views: _LayerViews, fresh: tuple[Tensor, Tensor, Tensor], how: _How) -> list[Tensor]:
-        query, key, value = fresh
+    def _all_written_first(self, layer: int, fresh: tuple[Tensor, Tensor, Tensor], how: _How) -> list[Tensor]:
+        (query, key, value), views = fresh, self._layers[layer]
         torch._foreach_copy_(views.targets, torch.split(torch.stack((key[0], value[0])), self._counts, dim=2))
-        outputs = self._decoded(query[:, :, : self._singles], views, how) if self._singles else []
+        outputs: list[Tensor] = []
+        if self._singles and self._decode:
+            outputs.append(self._decode(layer, fresh, self._held_again, how.scale, how.window))
+        elif self._singles:
+            outputs += self._decoded(query[:, :, : self._singles], views, how)
         queries = torch.split(query[:, :, self._singles :], self._counts[self._singles :], dim=2)
         for number, chunk in enumerate(queries, self._singles):
             keys, values = views.held[number]

@@ -67,13 +67,14 @@ class Pipeline:
         self, first: Stage, secret: Secret, lost: Callable[[StageLost], None], journal_bytes: int = 1 << 30
     ) -> None:
         self.first = first
-        self.epoch = 0
+        self.epoch = self._last_batch = 0
         self.kv_tokens = 0  # that the other stages have room for
         self._work, self._journal = StageWork(first), Journal(journal_bytes)
         self._filled: queue.SimpleQueue[StepResult | StageLost] = queue.SimpleQueue()
         self._secret, self._lost = secret, lost
         self._tell: Callable[[StepResult], None] = self._filled.put
         self._stages: dict[str, RemoteStage] = {}
+        self._doubted: set[str] = set()  # stages that were lost by one link: the others may just not have noticed
         self._seats: tuple[Seat, ...] = ()
         self._next: Link | None = None
         self._depth = Depth()
@@ -88,7 +89,10 @@ class Pipeline:
         `StageLost`."""
         for seat in seats:
             held = self._stages.get(seat.peer.name)
-            if held is None or held.lost or held.peer != seat.peer:
+            if held is None or held.lost or held.peer != seat.peer or seat.peer.name in self._doubted:
+                if held:
+                    held.close()
+                self._doubted.discard(seat.peer.name)
                 self._stages[seat.peer.name] = RemoteStage(seat.peer, self._secret, self._came, self._gone)
             self._stages[seat.peer.name].order(Load(seat.layers))
         loaded = [self._stages[seat.peer.name].answered(Loaded, seat.layers, LOADING_SECONDS) for seat in seats]
@@ -113,7 +117,7 @@ class Pipeline:
         self._seats, self.epoch, self._broken = tuple(seats), epoch, None
         self._sent.clear()
         try:
-            begun = self._begun(anew=again is None)
+            begun = self._begun(after=self._last_batch if again else 0)
             if again:
                 self._fill(again, begun)
         except StageLost as why:
@@ -130,7 +134,7 @@ class Pipeline:
         return 0 if self._broken else self._depth.groups(sequences)
 
     def launch(self, batch: Batch, token_ids: Sequence[int]) -> StepResult | None:
-        began = time.perf_counter()
+        began, self._last_batch = time.perf_counter(), self.epoch
         decodes = batch.tokens == len(batch.spans)
         self._sent[batch.step] = (began, len(batch.spans) if decodes else 0)
         try:
@@ -148,12 +152,12 @@ class Pipeline:
         self._close_next()
         self._work.release()
 
-    def _begun(self, *, anew: bool) -> dict[int, Begun]:
+    def _begun(self, after: int) -> dict[int, Begun]:
         """From the last stage to the first, so that each finds the next one ready."""
         begun, following = dict[int, Begun](), None
         for index, seat in reversed(list(enumerate(self._seats, 1))):
             stage = self._stages[seat.peer.name]
-            stage.order(Begin(self.epoch, seat.layers, index, following, anew))
+            stage.order(Begin(self.epoch, seat.layers, index, following, after))
             begun[index] = stage.answered(Begun, self.epoch, BEGINNING_SECONDS)
             following = seat.peer
         self._connect_next()
@@ -239,6 +243,8 @@ class Pipeline:
 
     def _gone(self, why: StageLost) -> None:
         ours = any(why.stage == seat.peer.name for seat in self._seats)
+        if ours:
+            self._doubted.add(why.stage)
         if self._broken is None and ours and why.epoch in (0, self.epoch):
             self._broken = why
             self._filled.put(why)

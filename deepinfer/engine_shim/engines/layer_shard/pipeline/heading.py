@@ -18,9 +18,9 @@ from deepinfer.engine_shim.engines.layer_shard.options import Options
 from deepinfer.engine_shim.engines.layer_shard.pipeline.engine import PipelineEngine
 from deepinfer.engine_shim.engines.layer_shard.pipeline.handshake import Secret
 from deepinfer.engine_shim.engines.layer_shard.pipeline.head import Pipeline, Seat
+from deepinfer.engine_shim.engines.layer_shard.pipeline.hosting import Capacity
 from deepinfer.engine_shim.engines.layer_shard.pipeline.messages import Peer
 from deepinfer.engine_shim.engines.layer_shard.pipeline.remote_stage import StageLost
-from deepinfer.engine_shim.engines.layer_shard.pipeline.served_stage import Capacity
 from deepinfer.engine_shim.engines.layer_shard.schedule import BLOCK, Limits
 from deepinfer.engine_shim.engines.layer_shard.stage import Stage
 from deepinfer.engine_shim.loading_thread import in_thread

@@ -22,7 +22,8 @@ from deepinfer.engine_shim.engines.layer_shard.capacity import limits_of
 from deepinfer.engine_shim.engines.layer_shard.options import Options
 from deepinfer.engine_shim.engines.layer_shard.pipeline.handshake import Secret
 from deepinfer.engine_shim.engines.layer_shard.pipeline.heading import Heading
-from deepinfer.engine_shim.engines.layer_shard.pipeline.served_stage import Capacity, Hosting, ServedStage
+from deepinfer.engine_shim.engines.layer_shard.pipeline.hosting import Capacity, Hosting
+from deepinfer.engine_shim.engines.layer_shard.pipeline.served_stage import ServedStage
 from deepinfer.engine_shim.engines.layer_shard.schedule import BLOCK
 from deepinfer.engine_shim.engines.layer_shard.stage import Source, Stage, build_stage, end_token_ids
 from deepinfer.engine_shim.kv_contents import KvContents

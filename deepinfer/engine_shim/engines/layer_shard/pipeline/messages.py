@@ -36,7 +36,7 @@ class Begin(Struct, frozen=True, tag=True):
     layers: Layers
     index: Annotated[int, Meta(ge=1, le=4096)]  # of the stage; the head is 0
     downstream: Peer | None  # None: the last stage
-    anew: bool  # the head knows none of the sequences that are held
+    after: int  # the epoch of the last batch: what is held is whole if that batch came here. 0: of another head
 
 
 class Refill(Struct, frozen=True, tag=True):

@@ -91,8 +91,10 @@ class RemoteStage:
         return self._closed
 
     def close(self) -> None:
+        """Who waits for an answer waits no longer."""
         self._closed = True
         self._link.close()
+        self._reports.put(StageLost(self.peer.name, "is not needed any more"))
 
     def _read(self) -> None:
         limits = FrameLimits(Kind.REPORT)

@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +26,7 @@ from deepinfer.engine_shim.engines.layer_shard.errors import LayerShardError
 from deepinfer.engine_shim.engines.layer_shard.pipeline import messages
 from deepinfer.engine_shim.engines.layer_shard.pipeline.frames import FrameLimits, FrameRefused, Header, Kind
 from deepinfer.engine_shim.engines.layer_shard.pipeline.handshake import Role, Secret
+from deepinfer.engine_shim.engines.layer_shard.pipeline.hosting import Capacity, Hosting, ReadyLayers
 from deepinfer.engine_shim.engines.layer_shard.pipeline.journal import Journal
 from deepinfer.engine_shim.engines.layer_shard.pipeline.link import Frame, Link
 from deepinfer.engine_shim.engines.layer_shard.pipeline.listener import Listener
@@ -41,7 +42,6 @@ from deepinfer.engine_shim.engines.layer_shard.pipeline.messages import (
     Trouble,
 )
 from deepinfer.engine_shim.engines.layer_shard.pipeline.rows import rows_link, send_rows, tell_alive
-from deepinfer.engine_shim.engines.layer_shard.stage import Stage
 from deepinfer.engine_shim.engines.layer_shard.stage_work import StageWork
 
 BEAT_SECONDS: Final = 0.25
@@ -49,25 +49,6 @@ HEAD_SILENT_SECONDS: Final = 2.5
 _STEPS_REMEMBERED: Final = 256  # more than are ever under way
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """What a stage has room for."""
-
-    kv_tokens: int
-    tokens_in_a_step: int
-    journal_bytes: int = 1 << 30
-
-
-@dataclass(frozen=True)
-class Hosting:
-    """What a stage is made with. `build` reads the weights of a range of layers and says what fits beside them;
-    `misses` is told, from other threads, the epoch whose head is not heard any more, and 0 when one is."""
-
-    build: Callable[[range], tuple[Stage, Capacity]]
-    threads: int = 1
-    misses: Callable[[int], None] = lambda epoch: None
 
 
 @dataclass(frozen=True)
@@ -93,8 +74,9 @@ class ServedStage:
         self._following: Peer | None = None
         self._work: StageWork | None = None
         self._journal = Journal(0)
-        self._loaded: dict[Layers, tuple[Stage, Capacity]] = {}
+        self._layers = ReadyLayers(hosting.build)
         self._epoch = self._index = 0
+        self._last_batch = 0  # the epoch of the last one that came; filling does not count, for it may have stopped
         self._capacity = Capacity(0, 0)
         self._tokens, self._busy = 0, 0.0
         self._steps: deque[int] = deque(maxlen=_STEPS_REMEMBERED)  # of this epoch
@@ -117,9 +99,8 @@ class ServedStage:
     @property
     def memory_bytes(self) -> int:
         """Of weights, and of what is held of sequences."""
-        held = sum(stage.weight_bytes for stage, _ in tuple(self._loaded.values()))
         work = self._work
-        return held + (work.kv_tokens_held * work.stage.kv_shape.bytes_per_token if work else 0)
+        return self._layers.weight_bytes + (work.kv_tokens_held * work.stage.kv_shape.bytes_per_token if work else 0)
 
     def leave(self) -> None:
         """Hold nothing of any head, for this process is one now."""
@@ -177,16 +158,15 @@ class ServedStage:
 
     def _load(self, layers: Layers) -> None:
         try:
-            if layers not in self._loaded:
+            if layers not in self._layers:
                 self._report(messages.Alive(message=f"reading the weights of layers {layers[0]} to {layers[1] - 1}"))
-                self._loaded[layers] = self._hosting.build(range(*layers))
+            stage, capacity = self._layers.loaded(layers)
         except LayerShardError as error:
             self._report(Trouble(0, str(error)))
         except Exception as error:
             log.exception("loading layers %s failed", layers)
             self._report(Trouble(0, f"its layers could not be loaded: {error!r}"))
         else:
-            stage, capacity = self._loaded[layers]
             self._report(Loaded(layers, stage.weight_bytes, capacity.kv_tokens, stage.max_model_len))
 
     def _compute(self) -> None:
@@ -217,13 +197,13 @@ class ServedStage:
         if begin.epoch < self._epoch:
             self._report(Trouble(begin.epoch, f"serves epoch {self._epoch}, and {begin.epoch} is older"))
             return
-        stage, self._capacity = self._loaded[begin.layers]
-        self._loaded = {begin.layers: self._loaded[begin.layers]}
+        stage, self._capacity = self._layers.taken(begin.layers)
         self._downstream, self._following = None, begin.downstream
         for link in tuple(self._upstream):
             link.close()  # of an older epoch; that of this one comes once this has begun
-        kept = self._work is not None and self._work.stage is stage and not begin.anew
+        kept = self._work is not None and self._work.stage is stage and 0 < begin.after == self._last_batch
         if not kept:
+            self._last_batch = 0
             self._work, self._journal = StageWork(stage), Journal(self._capacity.journal_bytes)
         if peer := begin.downstream:
             self._downstream = rows_link(peer, self._secret, partial(self._missed, peer, begin.epoch))
@@ -239,7 +219,8 @@ class ServedStage:
         for link in (head, self._downstream, *tuple(self._upstream)):
             if link:
                 link.close()
-        self._downstream, self._loaded, self._journal = None, {}, Journal(0)
+        self._downstream, self._journal = None, Journal(0)
+        self._layers.clear()
 
     def _missed(self, peer: Peer, epoch: int, why: str) -> None:
         self._report(Trouble(epoch, f"does not reach the next stage: {why}", peer.name))
@@ -262,6 +243,8 @@ class ServedStage:
             reason = f"stage {self._index}: {error or type(error).__name__}"
             self._report(StepResult(batch.step, self._epoch, error=reason))
             return
+        if batch.until is None:
+            self._last_batch = self._epoch
         seconds = time.perf_counter() - began
         self._tokens, self._busy = self._tokens + batch.tokens, self._busy + seconds
         times = (*passed.times, StageTime(seconds, began - arrived.at))
