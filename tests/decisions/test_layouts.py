@@ -1,118 +1,32 @@
-"""Which stage lies where: tables for the rules, random histories of processes for the properties."""
+"""Which stage lies where, rule by rule."""
 
 from __future__ import annotations
 
 from collections import Counter
-from itertools import pairwise
-from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from deepinfer.control_plane.scheduler.layouts import layouts
 from deepinfer.control_plane.scheduler.plan import plan, planned
 from deepinfer.control_plane.scheduler.sight import Sight
 from deepinfer.fleet import keys
-from deepinfer.fleet.pipeline import Layout, PipelineState
-from deepinfer.fleet.resources import Deployment, Device, Node, NodeSettings, Phase, Placement, ReplicaStatus
+from deepinfer.fleet.resources import NodeSettings
 from deepinfer.fleet.snapshot import Snapshot
-from deepinfer.fleet.spec import DeploymentSpec
-from tests.fleet_values import installed
-from tests.planning_values import model
-
-MB = 10**6
-SHAPE = model(*[10 * MB] * 6)
-HEAD = "chat-aaaaa-0"
-
-
-def host(slot: int) -> str:
-    return f"chat.stages-aaaaa-{slot}"
-
-
-def node(name: str, megabytes: int = 1000, key: str = "k") -> Node:
-    return Node(
-        name=name,
-        instance="i",
-        agent_endpoint="127.0.0.1:1",
-        devices=(Device(id="cpu", kind="cpu", name="CPU", memory_bytes=megabytes * MB),),
-        engines=(installed("layer-shard"),),
-        pipeline_key=key,
-        version="0",
-    )
-
-
-def deployment(generation: int = 1, replicas: int = 1, max_model_len: int = 64, **pipeline: Any) -> Deployment:
-    asked = {"model": "m", "engine": "layer-shard", "replicas": replicas, "max_model_len": max_model_len}
-    spec = DeploymentSpec.model_validate({**asked, "pipeline": pipeline})
-    return Deployment(name="chat", uid="aaaaa", generation=generation, created_at="2026-01-01T00:00:00Z", spec=spec)
-
-
-def status(placement: Placement, boot: int = 0) -> ReplicaStatus:
-    """Of a process that is up; each start of it listens elsewhere."""
-    number = int(placement.id.rsplit("-", 1)[1]) + (1000 if ".stages" in placement.id else 0)
-    state = PipelineState(endpoint=f"{placement.node}:{10_000 * (1 + boot) + number}", shape=SHAPE)
-    return ReplicaStatus(id=placement.id, epoch=placement.epoch, node=placement.node, phase=Phase.READY, pipeline=state)
-
-
-def fleet_of(*nodes: Node, stages: int = 3, spares: int = 0, replicas: int = 1, **more: Any) -> Snapshot:
-    """All processes are placed and up; nothing is decided about layers."""
-    wanted = deployment(replicas=replicas, stages=stages, spares=spares, **more)
-    fleet = Snapshot(deployments=(wanted,), nodes=nodes or tuple(map(node, "abcd")))
-    fleet = planned(fleet, plan(fleet))
-    return fleet.but(statuses=tuple(status(p) for p in fleet.placements))
-
-
-def decided(fleet: Snapshot) -> Snapshot:
-    """What is decided stands."""
-    after = fleet.but(layouts=layouts(Sight(fleet)))
-    assert layouts(Sight(after)) == after.layouts
-    return after
-
-
-def only(fleet: Snapshot) -> Layout:
-    (layout,) = fleet.layouts
-    return layout
-
-
-def seated(layout: Layout) -> list[tuple[str, tuple[int, int]]]:
-    return [(seat.placement, seat.layers) for seat in layout.seats]
-
-
-def with_state(fleet: Snapshot, placement: str, **changes: Any) -> Snapshot:
-    """A process tells something else of itself."""
-
-    def told(one: ReplicaStatus) -> ReplicaStatus:
-        if one.id != placement or one.pipeline is None:
-            return one
-        return one.model_copy(update={"pipeline": one.pipeline.model_copy(update=changes)})
-
-    return fleet.but(statuses=tuple(map(told, fleet.statuses)))
-
-
-def without_status(fleet: Snapshot, *placements: str) -> Snapshot:
-    return fleet.but(statuses=tuple(one for one in fleet.statuses if one.id not in placements))
-
-
-def serving(fleet: Snapshot, lost: str = "") -> Snapshot:
-    """Heads have made their layouts so; one of them has lost a stage."""
-    for layout in fleet.layouts:
-        missed = lost if lost in {seat.placement for seat in layout.seats} else ""
-        fleet = with_state(fleet, layout.head, serves=layout.id, number=layout.number, lost=missed)
-    return fleet
-
-
-def restarted(fleet: Snapshot, placement: str, boot: int) -> Snapshot:
-    there = next(p for p in fleet.placements if p.id == placement)
-    return fleet.but(statuses=(*without_status(fleet, placement).statuses, status(there, boot)))
-
-
-def where(fleet: Snapshot, placement: str) -> str:
-    return next(p.node for p in fleet.placements if p.id == placement)
-
-
-def without_node(fleet: Snapshot, name: str) -> Snapshot:
-    return fleet.but(nodes=tuple(one for one in fleet.nodes if one.name != name))
+from tests.pipeline_values import (
+    HEAD,
+    decided,
+    fleet_of,
+    host,
+    node,
+    only,
+    restarted,
+    seated,
+    serving,
+    where,
+    with_state,
+    without_node,
+    without_status,
+)
 
 
 def test_nothing_is_decided_before_all_stages_are_there() -> None:
@@ -284,53 +198,20 @@ def test_nobody_is_left_but_the_head() -> None:
     assert only(fleet).number == 1
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.sampled_from([3, 30, 60, 200, 1000]), min_size=3, max_size=5),
-    st.lists(st.tuples(st.sampled_from(["lose", "restart", "silence", "down", "up"]), st.integers(0, 9)), max_size=15),
-    st.integers(2, 4),
-    st.integers(1, 2),
-)
-def test_properties_of_every_history(
-    memory: list[int], events: list[tuple[str, int]], stages: int, replicas: int
-) -> None:
-    nodes = tuple(node(name, megabytes) for name, megabytes in zip("abcde", memory, strict=False))
-    fleet = fleet_of(*nodes, stages=stages, spares=1, replicas=replicas)
-    fleet = serving(decided(fleet))
-    numbers: dict[str, int] = {}
-    for boot, (what, which) in enumerate(events, 1):
-        fleet = decided(after(fleet, nodes, (what, which), boot))
-        for layout in fleet.layouts:
-            check_whole(layout)
-            assert layout.number >= numbers.get(layout.id, 0)
-            numbers[layout.id] = layout.number
-        taken = Counter(p for layout in fleet.layouts for p in (layout.head, *(s.placement for s in layout.seats)))
-        assert set(taken.values()) <= {1}, "nobody is seated twice"
-        fleet = serving(fleet)
-        assert layouts(Sight(fleet)) == fleet.layouts, "it comes to rest"
+def test_a_head_that_all_its_stages_miss_is_followed_by_a_spare_and_begins_anew() -> None:
+    fleet = serving(decided(fleet_of(spares=1)))
+    one = with_state(fleet, host(0), misses=1)
+    assert decided(one).layouts == fleet.layouts, "the other one hears it"
+    layout = only(decided(with_state(one, host(1), misses=1)))
+    assert (layout.head, layout.number, layout.layers) == (host(2), 2, (0, 2))
+    assert seated(layout) == [(host(0), (2, 4)), (host(1), (4, 6))]
+    assert layout.avoided == ("a:10000",)
 
 
-def check_whole(layout: Layout) -> None:
-    """Every layer once, in order."""
-    cuts = [layout.layers, *(seat.layers for seat in layout.seats)]
-    assert (cuts[0][0], cuts[-1][1]) == (0, SHAPE.layers)
-    assert all(stop == start for (_, stop), (start, _) in pairwise(cuts))
-    assert all(start < stop for start, stop in cuts)
-    assert layout.seats
-
-
-def after(fleet: Snapshot, nodes: tuple[Node, ...], event: tuple[str, int], boot: int) -> Snapshot:
-    """What a network, a machine or a head does."""
-    what, which = event
-    placement = fleet.placements[which % len(fleet.placements)].id if fleet.placements else ""
-    name = nodes[which % len(nodes)].name
-    match what:
-        case "lose":
-            return serving(fleet, lost=placement)
-        case "restart" if placement:
-            return restarted(fleet, placement, boot)
-        case "silence":
-            return without_status(fleet, placement)
-        case "down":
-            return without_node(fleet, name)
-    return fleet.but(nodes=tuple(n for n in nodes if n.name == name or n in fleet.nodes))
+def test_a_head_on_a_node_that_is_not_there_is_followed_once_its_stages_miss_it() -> None:
+    fleet = serving(decided(fleet_of(spares=1)))
+    fleet = decided(without_node(fleet, "a"))
+    assert only(fleet).head == HEAD
+    for missing in (host(0), host(1)):
+        fleet = with_state(fleet, missing, misses=1)
+    assert (only(decided(fleet)).head, only(decided(fleet)).number) == (host(2), 2)

@@ -10,11 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from deepinfer.control_plane.scheduler.fit import same_engine
 from deepinfer.control_plane.scheduler.members import Member, cut, member, seat_of
 from deepinfer.control_plane.scheduler.sight import Sight
 from deepinfer.fleet.model_shape import ModelShape
 from deepinfer.fleet.pipeline import Layout, Seat, hosts_name, is_hosts_name
 from deepinfer.fleet.resources import Intent, Placement
+
+Silent = dict[tuple[str, int], str]
+"""Placements and their epochs, and where they listened when they were heard last."""
 
 
 def layouts(sight: Sight) -> tuple[Layout, ...]:
@@ -24,18 +28,20 @@ def layouts(sight: Sight) -> tuple[Layout, ...]:
         if deployment.spec.pipeline is not None and not is_hosts_name(name):
             found += _of_deployment(name, sight)
     made = {layout.id for layout in found}
-    found += [layout for layout in sight.fleet.layouts if layout.id not in made and _still_serves(layout, sight)]
+    found += [layout for layout in sight.fleet.layouts if layout.id not in made and layout.id in sight.placed]
     return tuple(sorted(found, key=lambda layout: layout.id))
 
 
 def _still_serves(layout: Layout, sight: Sight) -> bool:
-    """Its replica is placed: it may drain, or be on a node that is not there."""
+    """Its replica is placed: it may drain, or be on a node that is not there. Of an older epoch of it, a layout only
+    says at which number to go on: hosts that stay up obey no lower one."""
     return any(p.epoch == layout.epoch for p in sight.placed.get(layout.id, ()))
 
 
 def _of_deployment(name: str, sight: Sight) -> Iterator[Layout]:
     """Replicas by age; a process that one has is not free for another."""
     hosts = [one for p in sight.of_deployment.get(hosts_name(name), ()) if (one := member(p, sight))]
+    silent = _silent(name, sight)
     before = {layout.id: layout for layout in sight.fleet.layouts}
     taken = {one for layout in before.values() if _still_serves(layout, sight) for one in _processes(layout)}
     replicas = [p for p in sight.of_deployment.get(name, ()) if p.intent is Intent.SERVE]
@@ -45,10 +51,24 @@ def _of_deployment(name: str, sight: Sight) -> Iterator[Layout]:
         members = [host for host in hosts if host.placement.id not in taken - own]
         if (itself := member(placement, sight)) is not None:
             members.insert(0, itself)
-        made = _Replica(placement, had, members).layout()
+        alike = [one for one in members if same_engine(one.placement.spec, placement.spec)]
+        made = _Replica(placement, had, alike, silent).layout()
         if made is not None:
             taken |= _processes(made)
             yield made
+
+
+def _silent(name: str, sight: Sight) -> Silent:
+    """Those of which nobody tells anything now: their node lost its lease, or cannot be read. That alone is no reason
+    to replace them: who computes with them says when they are lost."""
+    placed = (*sight.of_deployment.get(name, ()), *sight.of_deployment.get(hosts_name(name), ()))
+    found: Silent = {}
+    for placement in placed:
+        status = sight.fleet.status_of(placement)
+        waited_for = placement.node not in sight.verified and not sight.is_given_up(placement.node)
+        if waited_for and status is not None and status.pipeline is not None and not sight.must_leave(placement):
+            found[placement.id, placement.epoch] = status.pipeline.endpoint
+    return found
 
 
 def _processes(layout: Layout) -> set[str]:
@@ -58,12 +78,13 @@ def _processes(layout: Layout) -> set[str]:
 class _Replica:
     """One replica, in one pass."""
 
-    def __init__(self, placement: Placement, had: Layout | None, members: Sequence[Member]) -> None:
+    def __init__(self, placement: Placement, had: Layout | None, members: Sequence[Member], silent: Silent) -> None:
         self._placement = placement
         self._last = had.number if had else 0
         self._had = had if had is not None and had.epoch == placement.epoch else None
         self._options = placement.spec.pipeline
-        self._avoided = _avoided(self._had, members)
+        self._avoided = _avoided(self._had, members, silent)
+        self._silent = {one: where for one, where in silent.items() if where not in self._avoided}
         usable = [one for one in members if one.state.endpoint not in self._avoided]
         head = self._present_head(usable) or self._next_head(usable)
         self._head = head
@@ -71,6 +92,8 @@ class _Replica:
 
     def layout(self) -> Layout | None:
         had, head = self._had, self._head
+        if had is not None and (had.head, had.head_epoch) in self._silent:
+            return had  # what it would say of its stages is not heard either
         if head is None or self._options is None:
             return had  # nobody is there
         if had is None:
@@ -99,7 +122,8 @@ class _Replica:
         spares = [one for one in self._others if not any(one.sits_in(seat) for seat in had.seats)]
         seats, replaced = list[Seat](), list[str]()
         for seat in had.seats:
-            if any(one.sits_in(seat) for one in self._others):
+            is_silent = self._silent.get((seat.placement, seat.epoch)) == seat.endpoint
+            if is_silent or any(one.sits_in(seat) for one in self._others):
                 seats.append(seat)
             elif spares:
                 replaced.append(f"{seat.placement} on {seat.node}")
@@ -129,9 +153,9 @@ class _Replica:
             return None
         chosen = sorted(others[: self._options.stages - 1], key=lambda one: one.placement.id)  # where it was before
         stages = cut(head, chosen, shape)
-        if not stages:
-            return None
-        return Layout(
+        if len(stages) < 2:
+            return None  # a head alone is no pipeline
+        made = Layout(
             id=self._placement.id,
             epoch=self._placement.epoch,
             number=self._last + 1,
@@ -143,9 +167,16 @@ class _Replica:
             avoided=self._avoided,
             why=f"{why}{shape.layers} layers as {', '.join(str(stop - start) for _, (start, stop) in stages)}",
         )
+        if self._had and _who_has_what(made) == _who_has_what(self._had):
+            return self._had.model_copy(update={"avoided": self._avoided})
+        return made
 
 
-def _avoided(had: Layout | None, members: Sequence[Member]) -> tuple[str, ...]:
+def _who_has_what(layout: Layout) -> tuple[object, ...]:
+    return layout.head, layout.head_epoch, layout.layers, layout.seats
+
+
+def _avoided(had: Layout | None, members: Sequence[Member], silent: Silent) -> tuple[str, ...]:
     """Endpoints: also of the stage that the head has just told to be lost, and of the head that all stages miss."""
     if had is None:
         return ()
@@ -156,4 +187,5 @@ def _avoided(had: Layout | None, members: Sequence[Member]) -> tuple[str, ...]:
     seated = [one for one in members if any(one.sits_in(seat) for seat in had.seats)]
     if seated and all(one.state.misses == had.number for one in seated):
         lost |= {one.state.endpoint for one in members if one.placement.id == had.head}
-    return tuple(sorted(lost & {one.state.endpoint for one in members}))
+        lost |= {where for (placement, _), where in silent.items() if placement == had.head}
+    return tuple(sorted(lost & {*silent.values(), *(one.state.endpoint for one in members)}))

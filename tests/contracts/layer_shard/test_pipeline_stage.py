@@ -143,6 +143,7 @@ def test_rows_of_an_older_epoch_are_not_computed(stage: TestedStage) -> None:
 
 def test_what_sent_rows_of_an_older_epoch_is_not_heard_any_more(stage: TestedStage) -> None:
     old = begun(stage)
+    assert old.receive(FrameLimits(Kind.REPORT)), "it is heard now"
     begun(stage, Begin(2, LAYERS, 1, None, True))
     old.patience(5)
     with pytest.raises(ConnectionResetError):
