@@ -76,6 +76,7 @@ class Side:
 
     engine: LayerShardEngine
     pipeline: RecordedPipeline | None = None
+    replacing: asyncio.Task[None] | None = None
 
     async def answers(self, prompts: list[list[int]], new_tokens: int) -> Answered:
         if self.pipeline:
@@ -110,8 +111,8 @@ def opened(told: Told) -> Side:
     pipeline.prepare(seats)
     pipeline.begin(1, seats)
     engine = PipelineEngine(pipeline, LIMITS, INFO, threads=told.threads)
-    engine.accompany(_replacing(engine, lost, seats, [_seat(spare) for spare in told.spares]))
-    return Side(engine, pipeline)
+    replacing = loop.create_task(_replacing(engine, lost, seats, [_seat(spare) for spare in told.spares]))
+    return Side(engine, pipeline, replacing)
 
 
 def _tell(loop: asyncio.AbstractEventLoop, lost: asyncio.Queue[StageLost], why: StageLost) -> None:
@@ -143,6 +144,8 @@ async def main(told: Told) -> None:
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         order = json.loads(line)
         print(json.dumps(asdict(await side.answers(order["prompts"], order["new_tokens"]))), flush=True)
+    if side.replacing:
+        side.replacing.cancel()
     await side.engine.close()
 
 
