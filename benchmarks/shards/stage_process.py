@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.shards.agreed import KV_TOKENS, LONGEST_STEP, SECRET
-from deepinfer.engine_shim.engines.layer_shard.pipeline.served_stage import Capacity, Hosting, ServedStage
+from deepinfer.engine_shim.engines.layer_shard.pipeline.hosting import Capacity, Hosting
+from deepinfer.engine_shim.engines.layer_shard.pipeline.served_stage import ServedStage
 from deepinfer.engine_shim.engines.layer_shard.stage import Source, Stage, build_stage
 
 

@@ -64,7 +64,8 @@ class TestedStage:
         return connected(self.stage.endpoint, SECRET, self.stage.name, Role.ROWS)
 
     def _received(self) -> Report:
-        return messages.reports.decode(self._head.receive(FrameLimits(Kind.REPORT)).message)
+        report: Report = messages.reports.decode(self._head.receive(FrameLimits(Kind.REPORT)).message)
+        return report
 
     def says_nothing(self) -> bool:
         """For three beats."""
