@@ -125,14 +125,15 @@ def proves_wrongly(endpoint: str) -> None:
     """With no secret, a wrong one, for another stage, for another role, with what was heard of another connection."""
     heard = [b""]
     wrong = Secret(b"another secret, of 32 bytes ....")
-    for proof in (
+    proofs: tuple[Callable[[bytes, bytes], bytes], ...] = (
         lambda mine, theirs: secrets.token_bytes(PROOF),
         lambda mine, theirs: wrong.proof(b"peer", "stage-2", bytes((Role.ROWS,)), mine, theirs),
         lambda mine, theirs: SECRET.proof(b"peer", "stage-1", bytes((Role.ROWS,)), mine, theirs),
         lambda mine, theirs: SECRET.proof(b"peer", "stage-2", bytes((Role.HEAD,)), mine, theirs),
         lambda mine, theirs: SECRET.proof(b"stage", "stage-2", bytes((Role.ROWS,)), mine, theirs),
         lambda mine, theirs: heard[-2],
-    ):
+    )
+    for proof in proofs:
         mine = secrets.token_bytes(32)
         with connection_to(endpoint) as connection:
             connection.sendall(HELLO + bytes((1, Role.ROWS)) + mine)
