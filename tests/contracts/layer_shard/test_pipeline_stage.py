@@ -35,7 +35,7 @@ from deepinfer.engine_shim.token_engine import SamplingParams
 from tests.contracts.layer_shard.pipelines import SECRET, served_stage
 
 LAYERS = (5, 7)
-BEGIN = Begin(1, LAYERS, 1, None, True)
+BEGIN = Begin(1, LAYERS, 1, None, 0)
 SEEDED = SamplingParams(max_tokens=9, temperature=1.0, repetition_penalty=1.3, seed=3)
 
 
@@ -137,7 +137,7 @@ def test_a_step_that_comes_twice_chooses_no_token_twice(stage: TestedStage) -> N
 
 def test_rows_of_an_older_epoch_are_not_computed(stage: TestedStage) -> None:
     begun(stage)
-    rows = begun(stage, Begin(2, LAYERS, 1, None, True))
+    rows = begun(stage, Begin(2, LAYERS, 1, None, 0))
     send_rows(rows, 1, Passed(batch(0)), rows_of(4))
     assert stage.says_nothing()
 
@@ -145,7 +145,7 @@ def test_rows_of_an_older_epoch_are_not_computed(stage: TestedStage) -> None:
 def test_what_sent_rows_of_an_older_epoch_is_not_heard_any_more(stage: TestedStage) -> None:
     old = begun(stage)
     assert old.receive(FrameLimits(Kind.REPORT)), "it is heard now"
-    begun(stage, Begin(2, LAYERS, 1, None, True))
+    begun(stage, Begin(2, LAYERS, 1, None, 0))
     old.patience(5)
     with pytest.raises(ConnectionResetError):
         while True:
@@ -155,9 +155,9 @@ def test_what_sent_rows_of_an_older_epoch_is_not_heard_any_more(stage: TestedSta
 @pytest.mark.parametrize(
     ("order", "trouble"),
     [
-        (Begin(2, (0, 3), 1, None, True), Trouble(2, "could not hand a batch on: (0, 3)")),
-        (Begin(2, LAYERS, 1, Peer("next", "127.0.0.1:1"), True), "next"),
-        (Begin(2, LAYERS, 1, Peer("next", "no port:"), True), ""),
+        (Begin(2, (0, 3), 1, None, 0), Trouble(2, "could not hand a batch on: (0, 3)")),
+        (Begin(2, LAYERS, 1, Peer("next", "127.0.0.1:1"), 0), "next"),
+        (Begin(2, LAYERS, 1, Peer("next", "no port:"), 0), ""),
         (Refill(1, Batch(1)), ""),
         (Refill(1, Batch(1, (Span(7, 0, 3, 16),))), Trouble(1, "could not hand a batch on: 7")),
         (Load((3, 2)), ""),
@@ -176,12 +176,12 @@ def test_an_order_that_cannot_be_obeyed_is_told_and_the_next_one_is_obeyed(
         assert told == trouble
     assert told.lost == (trouble if isinstance(trouble, str) else "")
     assert told.epoch == getattr(order, "epoch", 0)
-    assert isinstance(chosen(stage, begun(stage, Begin(3, LAYERS, 1, None, True)), 0, epoch=3), int)
+    assert isinstance(chosen(stage, begun(stage, Begin(3, LAYERS, 1, None, 0)), 0, epoch=3), int)
 
 
 def test_an_older_epoch_does_not_begin(stage: TestedStage) -> None:
-    begun(stage, Begin(5, LAYERS, 1, None, True))
-    stage.order(Begin(4, LAYERS, 1, None, True))
+    begun(stage, Begin(5, LAYERS, 1, None, 0))
+    stage.order(Begin(4, LAYERS, 1, None, 0))
     assert stage.report() == Trouble(4, "serves epoch 5, and 4 is older")
 
 
@@ -201,7 +201,7 @@ def test_answers_to_what_is_not_asked_any_more_are_let_go(stage: TestedStage) ->
         head.order(Load((4, 7)))
         assert head.answered(Loaded, (4, 7), 10).layers == (4, 7)
         for epoch in (1, 2):
-            head.order(Begin(epoch, (4, 7), 1, None, True))
+            head.order(Begin(epoch, (4, 7), 1, None, 0))
         assert head.answered(Begun, 2, 10).epoch == 2
         assert lost.empty()
 
@@ -209,7 +209,7 @@ def test_answers_to_what_is_not_asked_any_more_are_let_go(stage: TestedStage) ->
 def test_who_does_not_reach_the_next_stage_says_so_at_once(stage: TestedStage) -> None:
     """And not after the ten seconds that a beginning may take."""
     with remote(stage.stage) as (head, lost):
-        head.order(Begin(3, LAYERS, 1, Peer("next", "127.0.0.1:1"), True))
+        head.order(Begin(3, LAYERS, 1, Peer("next", "127.0.0.1:1"), 0))
         with pytest.raises(StageLost) as raised:
             head.answered(Begun, 3, 2)
         assert (raised.value.stage, raised.value.epoch) == ("next", 3)
