@@ -81,6 +81,11 @@ class Heading:
         """Why the engine can compute no more; waits for it."""
         return await asyncio.shield(self._fault)
 
+    def fail(self, reason: str) -> None:
+        """This process is of no use any more."""
+        if not self._fault.done():
+            self._fault.set_result(reason)
+
     def _begun(self, layout: Layout) -> PipelineEngine:
         """Blocking."""
         first, here = self._build(range(*layout.layers))
@@ -131,9 +136,7 @@ class Heading:
             await engine.end_all(f"{why}, and nobody took over its layers within {PATIENCE_SECONDS:g} s; try again.")
 
     async def _tell_of_its_end(self, engine: PipelineEngine) -> None:
-        reason = await engine.broken()
-        if not self._fault.done():
-            self._fault.set_result(reason)
+        self.fail(await engine.broken())
 
     def _lost(self, why: StageLost) -> None:
         self._loop.call_soon_threadsafe(self._losses.put_nowait, why)

@@ -30,7 +30,7 @@ from deepinfer.engine_shim.kv_contents import KvContents
 from deepinfer.engine_shim.loading_thread import in_thread
 from deepinfer.engine_shim.pipeline_door import PipelineDoor
 from deepinfer.engine_shim.token_engine import EngineInfo, EngineLoad, TokenDelta, TokenRequest
-from deepinfer.fleet.errors import EngineWillNotStart, NoReadyReplica
+from deepinfer.fleet.errors import EngineFailed, EngineWillNotStart, NoReadyReplica
 from deepinfer.fleet.launch import PipelineLaunch
 from deepinfer.fleet.model_shape import ModelShape
 from deepinfer.planning.model_files import shape_of_folder
@@ -95,9 +95,14 @@ class Member:
         return self._kv
 
     async def settled(self) -> None:
-        """It serves, or somebody else is the head of its replica."""
+        """It serves, or somebody else is the head of its replica. Raises `EngineFailed` when it never will."""
         self._member.tell("waiting for its stages")
-        await self._settled.wait()
+        ways = [asyncio.ensure_future(self._settled.wait()), asyncio.ensure_future(self.broken())]
+        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        for way in ways:
+            way.cancel()
+        if not self._settled.is_set():
+            raise EngineFailed(await self.broken())
 
     async def generate(self, request: TokenRequest) -> AsyncGenerator[TokenDelta, None]:
         engine = self._heading.engine
@@ -122,7 +127,14 @@ class Member:
         await asyncio.to_thread(self._hosted.close)
 
     async def _follow(self) -> None:
-        """Be what the newest layout says."""
+        try:
+            await self._be_what_is_said()
+        except Exception as error:  # such as layers that cannot be read here
+            log.exception("%s cannot be what its layout says", self._member.placement)
+            self._heading.fail(f"it cannot take its part of the pipeline: {error}")
+
+    async def _be_what_is_said(self) -> None:
+        """By the newest layout."""
         layout = None
         while True:
             layout = await self._member.door.layout_after(layout)
