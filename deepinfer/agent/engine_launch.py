@@ -9,6 +9,7 @@ from deepinfer.agent.engine_folders import port_note
 from deepinfer.agent.engine_log import log_path
 from deepinfer.fleet.launch import EngineLaunch, PipelineLaunch
 from deepinfer.fleet.parallelism import tensor_parallel_size
+from deepinfer.fleet.pipeline import deployment_served
 from deepinfer.fleet.resources import Placement
 
 
@@ -27,7 +28,7 @@ def launch_of(
         placement=placement.id,
         epoch=placement.epoch,
         engine=spec.engine,
-        served_names=tuple(dict.fromkeys((placement.deployment, spec.model))),
+        served_names=tuple(dict.fromkeys((deployment_served(placement.deployment), spec.model))),
         model_path=model,
         device=_kind(placement.devices),
         dtype=spec.dtype,

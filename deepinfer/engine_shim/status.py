@@ -91,7 +91,9 @@ class ShimStatus:
             await self.engine.idle()
 
     def progress(self, message: str) -> None:
-        self._become(ShimPhase.STARTING, message)
+        """Of loading. What is loaded later, while it serves, is no start."""
+        if self.phase is ShimPhase.STARTING:
+            self._become(ShimPhase.STARTING, message)
 
     def ready(self, engine: ServedEngine) -> None:
         self.engine = engine

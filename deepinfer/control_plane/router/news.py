@@ -31,6 +31,12 @@ def told_anew(before: Snapshot, after: Snapshot) -> tuple[ReplicaStatus, ...]:
     return tuple(status for status in new if old.get((status.node, status.id)) != status)
 
 
+def deposed(before: Snapshot, after: Snapshot) -> frozenset[str]:
+    """Heads of replicas in stages that another process has followed: what runs there has no stages any more."""
+    heads = {layout.id: layout.head for layout in after.layouts}
+    return frozenset(layout.head for layout in before.layouts if heads.get(layout.id, layout.head) != layout.head)
+
+
 def about(fleet: Snapshot, placements: frozenset[str]) -> Snapshot:
     """The fleet as far as it concerns these ids."""
     return replace(

@@ -17,7 +17,7 @@ from deepinfer.control_plane.router.connection import Connection
 from deepinfer.control_plane.router.health import slowed
 from deepinfer.control_plane.router.kv_index import KvIndex
 from deepinfer.control_plane.router.loan import Loan
-from deepinfer.control_plane.router.news import about, changed_placements, told_anew
+from deepinfer.control_plane.router.news import about, changed_placements, deposed, told_anew
 from deepinfer.control_plane.router.outlook import Outlook
 from deepinfer.control_plane.router.policies import take_policies
 from deepinfer.control_plane.router.prompt_reading import PromptReading
@@ -93,6 +93,8 @@ class Replicas:
         changed = changed_placements(self._fleet, fleet)
         known = {p: self._connections[p].route for p in changed if p in self._connections}
         wanted = wanted_routes(about(fleet, changed), known)
+        for placement in deposed(self._fleet, fleet) & self._connections.keys():
+            self._connections[placement].cut_off("Another process is the head of this replica now.")
         for placement in sorted(changed):
             self._reroute(placement, known.get(placement), wanted.get(placement))
         for status in told_anew(self._fleet, fleet):
