@@ -80,10 +80,11 @@ class Cut:
     threads: int = 1
     link_milliseconds: float | None = None  # None: without a proxy
     spares: int = 0
+    layers: int = LAYERS
 
     @property
     def parts(self) -> list[tuple[int, int]]:
-        return list(pairwise((0, *self.cuts, LAYERS)))
+        return list(pairwise((0, *self.cuts, self.layers)))
 
 
 @dataclass(frozen=True)

@@ -143,6 +143,7 @@ class Pipeline:
             log.exception("a step of %d tokens failed", batch.tokens)
             return StepResult(batch.step, self.epoch, error=str(error) or type(error).__name__)
         self._hand_on(batch, hidden, (StageTime(time.perf_counter() - began),))
+        self._journal.note(batch, hidden)  # while the next stage computes
         return None
 
     def release(self) -> None:
@@ -166,9 +167,7 @@ class Pipeline:
         return begun
 
     def _computed(self, batch: Batch, token_ids: Sequence[int]) -> Tensor:
-        hidden = self._work.compute(batch, torch.tensor(token_ids, device=self.first.device))
-        self._journal.note(batch, hidden)
-        return hidden
+        return self._work.compute(batch, torch.tensor(token_ids, device=self.first.device))
 
     def _fill(self, again: Again, begun: dict[int, Begun]) -> None:
         """Have the stages that hold nothing compute what they should hold, from what the stage before them handed on.
@@ -182,6 +181,7 @@ class Pipeline:
             batch = msgspec.structs.replace(planned, until=until)
             if any(journaled.get(span.sequence, 0) < span.start + span.count for span in batch.spans):
                 rows = self._computed(batch, token_ids)
+                self._journal.note(batch, rows)
                 if not until:
                     continue
                 self._hand_on(batch, rows, ())
@@ -235,9 +235,10 @@ class Pipeline:
             return
         if sent := self._sent.pop(result.step, None):
             began, sequences = sent
+            seconds = time.perf_counter() - began
+            self._tell(result)  # first: the next step waits for it
             if sequences and not result.error:
-                self._depth.learn(sequences, time.perf_counter() - began, result.times)
-            self._tell(result)
+                self._depth.learn(sequences, seconds, result.times)
         else:
             self._filled.put(result)
 

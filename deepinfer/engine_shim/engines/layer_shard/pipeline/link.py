@@ -2,17 +2,22 @@
 
 Anyone may send; one thread receives. Rows are received into one of two buffers that are used over and over, so that the
 next ones arrive while the last ones are computed.
+
+A hop's code runs with cold caches, as the weights have just gone through them, and is then some five times slower: what
+counts is how much of it there is. So a small frame is received by one call, and no operation of torch is on the way.
 """
 
 from __future__ import annotations
 
+import ctypes
 import queue
 import socket
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import torch
@@ -27,6 +32,8 @@ from deepinfer.engine_shim.engines.layer_shard.pipeline.frames import (
 from deepinfer.engine_shim.engines.layer_shard.pipeline.handshake import Role, Secret, ask_in
 
 CONNECT_SECONDS: Final = 3.0
+_AHEAD: Final = 1 << 16  # bytes
+_FEW_ROWS: Final = 64  # a step that only decodes has no more
 UNACKNOWLEDGED_SECONDS: Final = 2.0
 """After so long without the other machine's word on what was sent, the connection is lost."""
 
@@ -43,20 +50,39 @@ def connected(endpoint: str, secret: Secret, stage: str, role: Role) -> Link:
     return Link(connection)
 
 
+class Rows:
+    """A piece of memory for rows that arrive."""
+
+    def __init__(self, size: int) -> None:
+        self._memory = torch.empty(size, dtype=torch.uint8)
+        self.bytes = memoryview(self._memory.numpy())  # type: ignore[arg-type]
+        self._seen: dict[int, Tensor] = {}
+
+    def seen_as(self, header: Header) -> Tensor:
+        """All headers of a link have the same width and dtype."""
+        rows = self._seen.get(header.rows)
+        if rows is None:
+            dtype = header.dtype or torch.uint8
+            rows = self._memory[: header.payload_bytes].view(dtype).view(header.rows, header.width)
+            if header.rows <= _FEW_ROWS:
+                self._seen[header.rows] = rows
+        return rows
+
+
 class Buffers:
     """Two pieces of memory for rows that arrive."""
 
     def __init__(self) -> None:
-        self._free: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[Rows] = queue.SimpleQueue()
         for _ in range(2):
-            self._free.put(torch.empty(0, dtype=torch.uint8))
+            self._free.put(Rows(0))
 
-    def take(self, size: int) -> Tensor:
+    def take(self, size: int) -> Rows:
         """At least `size` bytes, as soon as one of the two is free."""
         memory = self._free.get()
-        return memory if memory.numel() >= size else torch.empty(size, dtype=torch.uint8)
+        return memory if len(memory.bytes) >= size else Rows(size)
 
-    def give_back(self, memory: Tensor) -> None:
+    def give_back(self, memory: Rows) -> None:
         self._free.put(memory)
 
 
@@ -80,6 +106,8 @@ class Link:
         self._connection = connection
         self._sending = threading.Lock()
         self._buffers = Buffers()
+        self._ahead = memoryview(bytearray(_AHEAD))  # what was received beyond what was asked for
+        self._start = self._stop = 0
         self._closed = False
 
     def patience(self, seconds: float) -> None:
@@ -90,26 +118,22 @@ class Link:
 
     def send(self, header: Header, message: bytes, rows: Tensor | None = None) -> None:
         """Raises `OSError` when the other side is gone."""
-        pieces: list[bytes | memoryview] = [header.packed(), message]
+        pieces: list[bytes | ctypes.Array[ctypes.c_char]] = [header.packed(), message]
         if rows is not None:
-            pieces.append(_bytes_of(rows.contiguous().cpu().flatten().view(torch.uint8)))
+            rows = rows if rows.is_cpu and rows.is_contiguous() else rows.contiguous().cpu()
+            pieces.append(_bytes_type(rows.nbytes).from_address(rows.data_ptr()))
         with self._sending:
             _send_all(self._connection, pieces)
 
     def receive(self, limits: FrameLimits) -> Frame:
         """The next frame. Raises `FrameRefused`, or `OSError` when the other side is gone."""
-        first = bytearray(HEADER_BYTES)
-        self._fill(memoryview(first))
-        header = parsed(first, limits)
-        message = bytearray(header.message_bytes)
-        self._fill(memoryview(message))
+        header = parsed(self._bytes(HEADER_BYTES), limits)
+        message = self._bytes(header.message_bytes)
         if not header.rows or header.dtype is None:
-            return Frame(header, bytes(message), None, _nothing)
+            return Frame(header, message, None, _nothing)
         memory = self._buffers.take(header.payload_bytes)
-        here = memory[: header.payload_bytes]
-        self._fill(_bytes_of(here))
-        rows = here.view(header.dtype).view(header.rows, header.width)
-        return Frame(header, bytes(message), rows, lambda: self._buffers.give_back(memory))
+        self._fill(memory.bytes[: header.payload_bytes])
+        return Frame(header, message, memory.seen_as(header), lambda: self._buffers.give_back(memory))
 
     @property
     def closed(self) -> bool:
@@ -123,19 +147,38 @@ class Link:
             self._connection.shutdown(socket.SHUT_RDWR)
         self._connection.close()
 
+    def _bytes(self, count: int) -> bytes:
+        if self._stop - self._start < count:
+            memory = bytearray(count)
+            self._fill(memoryview(memory))
+            return bytes(memory)
+        self._start += count
+        return bytes(self._ahead[self._start - count : self._start])
+
     def _fill(self, memory: memoryview) -> None:
         filled = 0
         while filled < len(memory):
-            try:
-                count = self._connection.recv_into(memory[filled:])
-            except BlockingIOError:
-                raise TimeoutError("is silent") from None
-            if not count:
-                raise ConnectionResetError("hung up")
-            filled += count
+            missing = len(memory) - filled
+            if self._start == self._stop and missing >= _AHEAD:
+                filled += self._received_into(memory[filled:])
+                continue
+            if self._start == self._stop:
+                self._start, self._stop = 0, self._received_into(self._ahead)
+            count = min(missing, self._stop - self._start)
+            memory[filled : filled + count] = self._ahead[self._start : self._start + count]
+            self._start, filled = self._start + count, filled + count
+
+    def _received_into(self, memory: memoryview) -> int:
+        try:
+            count = self._connection.recv_into(memory)
+        except BlockingIOError:
+            raise TimeoutError("is silent") from None
+        if not count:
+            raise ConnectionResetError("hung up")
+        return count
 
 
-def _send_all(connection: socket.socket, pieces: list[bytes | memoryview]) -> None:
+def _send_all(connection: socket.socket, pieces: Sequence[bytes | ctypes.Array[ctypes.c_char]]) -> None:
     sizes = [len(piece) for piece in pieces]
     sent = connection.sendmsg(pieces)
     for piece, size in zip(pieces, sizes, strict=True):
@@ -144,9 +187,9 @@ def _send_all(connection: socket.socket, pieces: list[bytes | memoryview]) -> No
         sent = max(0, sent - size)
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
-    """The memory of a tensor of bytes itself."""
-    return memoryview(tensor.numpy())  # type: ignore[arg-type]
+@lru_cache(_FEW_ROWS)
+def _bytes_type(count: int) -> type[ctypes.Array[ctypes.c_char]]:
+    return ctypes.c_char * count
 
 
 def _nothing() -> None:

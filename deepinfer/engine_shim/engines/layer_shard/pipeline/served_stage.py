@@ -251,8 +251,10 @@ class ServedStage:
         if self._downstream is None or batch.until == self._index:
             self._report(StepResult(batch.step, self._epoch, choices, times))
         else:
-            self._journal.note(batch, hidden)
-            self._hand_on(Passed(batch, times), hidden)
+            try:
+                self._hand_on(Passed(batch, times), hidden)
+            finally:
+                self._journal.note(batch, hidden)  # while the next stage computes
 
     def _hand_on(self, passed: Passed, rows: Tensor) -> None:
         if self._downstream:
